@@ -1,0 +1,70 @@
+# ConvServe's commands. Needs GNU make 3.81 or newer, a POSIX shell and Python 3.11 or newer (make PYTHON=python3.12 ...).
+PYTHON ?= python3
+MNIST ?=
+UV ?= .venv-dev/bin/uv
+LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+	--no-header --no-emit-index-url $(LOCKFLAGS) pyproject.toml
+SERVE = .venv/.installed
+DEV = .venv-dev/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format lock train-digits clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+serve: $(SERVE) ## serve the model on port 8000 (settings: CONVSERVE_* in the environment)
+	@exec .venv/bin/python -m app
+
+test: $(DEV) ## run the tests
+	@.venv-dev/bin/python -m pytest
+
+check: $(DEV) ## check format, lint and types; changes nothing
+	@echo "Checking format, lint and types ..."
+	@.venv-dev/bin/ruff format --check .
+	@.venv-dev/bin/ruff check .
+	@.venv-dev/bin/mypy app training tests
+
+format: $(DEV) ## format the code and apply the safe lint fixes
+	@.venv-dev/bin/ruff check --quiet --fix-only .
+	@.venv-dev/bin/ruff format .
+
+lock: $(DEV) ## write requirements/*.txt anew from pyproject.toml (newer versions: LOCKFLAGS=--upgrade)
+	@echo "Resolving versions into requirements/serve.txt and requirements/dev.txt ..."
+	@$(LOCK) --generate-hashes --output-file requirements/serve.txt
+	@$(LOCK) --extra training --extra dev --constraints requirements/serve.txt --output-file requirements/dev.txt
+
+train-digits: ## train models/digits.onnx: make train-digits MNIST=folder
+	@test -n "$(MNIST)" || { echo "Say where the digits are: make train-digits MNIST=folder" >&2; exit 1; }
+	@test -d "$(MNIST)" || { echo "MNIST=$(MNIST) is not a directory." >&2; exit 1; }
+	@$(MAKE) --no-print-directory $(DEV)
+	@.venv-dev/bin/python -m training train "$(MNIST)" --recipe digits --out models/digits.onnx
+
+clean: ## remove both environments and every cache
+	@rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --clear: a package that left the lock leaves .venv too.
+# --no-compile: only modules that are really imported get bytecode, which saves 30 MB of disk.
+$(SERVE): requirements/serve.txt
+	$(call install,.venv,--clear,--no-compile --require-hashes,what serving needs (about 200 MB))
+
+$(DEV): requirements/dev.txt
+	$(call install,.venv-dev,,,PyTorch and the developer tools (up to 6 GB; takes minutes))
+
+# $(call install,FOLDER,VENV OPTIONS,PIP OPTIONS,WHAT). The stamp is written last: an interrupted install starts over.
+define install
+@fail() { echo "$$*" >&2; exit 1; }; \
+no_venv='$(PYTHON) cannot make a virtual environment: install python3-venv (Debian: apt install python3-venv).'; \
+command -v $(PYTHON) >/dev/null || fail 'There is no $(PYTHON): install Python 3.11 or newer, or name one with PYTHON=...'; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	fail "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1): name another with PYTHON=..."; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || fail "$$no_venv"; \
+echo 'Making $(1) ...'; \
+$(PYTHON) -m venv $(2) $(1) || fail "$$no_venv"; \
+echo 'Installing $(4) into $(1) ...'; \
+$(1)/bin/python -m pip install -qq --no-input $(3) -r $< || \
+	fail 'pip could not install $<; its reason is above. Is there a network?'; \
+touch $@
+endef

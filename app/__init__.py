@@ -1,0 +1,3 @@
+"""ConvServe's service: image bytes in, calibrated class probabilities out."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,136 @@
+"""Pixels to probabilities: a model file that has proven itself, in an onnxruntime session.
+
+    file ──session──▶ signature, spec ──goldens through decode, fit, session──▶ warm ──▶ `classifier(batch)`
+
+Any failure on that way raises ModelError with one sentence that names the file.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self, cast
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from app.errors import ConvServeError, ModelError
+from app.image import Pixels, decode, fit
+from app.spec import Golden, ModelSpec
+
+Probabilities = NDArray[np.float32]
+Device = Literal["auto", "cpu", "cuda"]
+
+INPUT = "images"
+OUTPUT = "probabilities"
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+
+class Classifier:
+    """A loaded model. Calling it is thread-safe; it never blocks on anything but the computation."""
+
+    def __init__(self, session: ort.InferenceSession, spec: ModelSpec, sha256: str) -> None:
+        self._session = session
+        self.spec = spec
+        self.sha256 = sha256
+
+    @classmethod
+    def load(cls, path: Path, *, device: Device = "auto", threads: int = 1) -> Self:
+        """Loads, proves and warms the model file at `path`.
+
+        `threads` is the number that one call computes with (onnxruntime's intra-op threads, without spinning).
+        `device` auto takes CUDA where onnxruntime offers it, else the CPU; cuda refuses to fall back.
+
+        Raises: ModelError.
+        """
+        try:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            session = _open_session(path, device, threads)
+            spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
+            _check_signature(session, spec)
+            classifier = cls(session, spec, sha256)
+            for number, golden in enumerate(spec.goldens, start=1):
+                classifier._prove(golden, number)
+        except FileNotFoundError as error:
+            raise ModelError(f"model file {path} does not exist") from error
+        except OSError as error:
+            raise ModelError(f"model file {path} cannot be read: {error.strerror}") from error
+        except ModelError as error:
+            raise ModelError(f"model file {path}: {error}") from error
+        return classifier
+
+    @property
+    def provider(self) -> str:
+        """The onnxruntime execution provider that really runs the model."""
+        return str(self._session.get_providers()[0])
+
+    def __call__(self, batch: Pixels) -> Probabilities:
+        """Classifies uint8 `(batch, height, width, channels)`; returns float32 `(batch, classes)`, rows summing to 1."""
+        return cast(Probabilities, self._session.run([OUTPUT], {INPUT: batch})[0])
+
+    def _prove(self, golden: Golden, number: int) -> None:
+        try:
+            batch = fit(decode(golden.data, self.spec.input), self.spec.input)[np.newaxis]
+        except (ConvServeError, ValueError) as error:
+            raise ModelError(f"its golden image {number} does not decode: {error}") from error
+        worst = float(np.abs(self(batch)[0] - np.asarray(golden.probabilities)).max())
+        if not worst <= golden.tolerance:  # so that NaN fails too
+            raise ModelError(
+                f"its golden image {number} is off by {worst:.2g} (allowed: {golden.tolerance:.2g}), "
+                "so this machine or version does not compute what was trained"
+            )
+
+
+def top_k(probabilities: Probabilities, k: int) -> list[tuple[int, float]]:
+    """The `k` most probable classes of one row, `(class index, probability)`, most probable first."""
+    k = min(k, len(probabilities))
+    best = np.argpartition(probabilities, len(probabilities) - k)[-k:]
+    best = best[np.argsort(-probabilities[best], kind="stable")]
+    return list(zip(best.tolist(), probabilities[best].tolist(), strict=True))
+
+
+def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+    """Opens the file on the device asked for. onnxruntime falls back to the CPU silently; this does so only for auto."""
+    available = ort.get_available_providers()
+    if device == "cuda" and CUDA not in available:
+        raise ModelError(
+            f"device cuda was asked for, but this onnxruntime offers only {', '.join(available)}: "
+            "install onnxruntime-gpu, or set CONVSERVE_DEVICE=cpu"
+        )
+    providers = [CPU] if device == "cpu" or CUDA not in available else [CUDA, CPU]
+    try:
+        session = ort.InferenceSession(path, _session_options(threads), providers=providers)
+    except Exception as error:  # onnxruntime's own exceptions share no base but Exception
+        raise ModelError(f"onnxruntime cannot load it: {_first_line(error)}") from error
+    if device == "cuda" and session.get_providers()[0] != CUDA:
+        raise ModelError("device cuda was asked for, but onnxruntime could not start it: check the driver and its libraries")
+    return session
+
+
+def _session_options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads steal the cores that decoding needs: 65 instead of 102 images/s on two cores (Zen 3, 2026-11).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _check_signature(session: ort.InferenceSession, spec: ModelSpec) -> None:
+    inputs = {node.name: (node.type, node.shape[1:]) for node in session.get_inputs()}
+    if inputs != {INPUT: ("tensor(uint8)", list(spec.input.shape))}:
+        raise ModelError(f"its input must be {INPUT}: uint8 (batch, {_join(spec.input.shape)}), but the file has {inputs}")
+    outputs = {node.name: (node.type, node.shape[1:]) for node in session.get_outputs()}
+    if outputs.get(OUTPUT) != ("tensor(float)", [len(spec.labels)]):
+        raise ModelError(f"its output must be {OUTPUT}: float32 (batch, {len(spec.labels)}), but the file has {outputs}")
+
+
+def _join(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

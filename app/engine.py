@@ -1,0 +1,278 @@
+"""The async front of the classifier: the one place where work crosses from the event loop to threads.
+
+    submit ─▶ admission (count, estimated wait) ─▶ queue ─▶ [thread: decode ─▶ fit ─▶ batch ─▶ classifier] ─▶ Answer
+
+Batches form naturally: a free thread takes its share of what is queued and never waits, unless `max_wait_seconds` says so.
+Refused with OverloadedError or DrainingError: at once. Expired or abandoned images: dropped unrun. One image's failure is
+its own; its neighbours in the batch get their answers.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from app.classifier import Classifier, Probabilities
+from app.errors import DeadlineExceededError, DrainingError, OverloadedError
+from app.image import DEFAULT_MAX_PIXELS, Pixels, decode, fit
+from app.metrics import Metrics
+
+log = logging.getLogger("convserve.engine")
+
+# Weight of the newest batch in the moving average of seconds per image: settles in about 20 batches.
+SMOOTHING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one image came to, and the seconds each stage took."""
+
+    probabilities: Probabilities  # (classes,)
+    decode_seconds: float
+    queue_seconds: float
+    infer_seconds: float
+    batch_size: int
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    data: bytes
+    deadline: float  # on time.monotonic's clock
+    queued_at: float
+    future: asyncio.Future[Answer]
+    started_at: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    thread: threading.Thread
+    busy_since: float | None = None  # on time.monotonic's clock
+    busy_with: int = field(default=0)  # images
+
+
+class Engine:
+    """Runs a classifier on `threads` threads behind a bounded queue. Create, start and close it on one event loop."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        metrics: Metrics,
+        *,
+        threads: int,
+        max_batch_size: int = 4,
+        max_wait_seconds: float = 0.0,
+        max_queue_size: int = 256,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        self._classifier = classifier
+        self._metrics = metrics
+        self._max_batch_size = max_batch_size
+        self._max_wait_seconds = max_wait_seconds
+        self._max_queue_size = max_queue_size
+        self._max_pixels = max_pixels
+        self._queue: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._seconds_per_image: float | None = None  # of one thread, moving average
+        self._workers = [self._make_worker(number) for number in range(threads)]
+        self._loop: asyncio.AbstractEventLoop
+
+    async def start(self) -> None:
+        """Starts the threads and sends a golden image per thread down the whole path, so that the first user finds it warm."""
+        self._loop = asyncio.get_running_loop()
+        for worker in self._workers:
+            worker.thread.start()
+        golden = self._classifier.spec.goldens[0].data
+        await asyncio.gather(*self.submit([golden] * len(self._workers), deadline=math.inf))
+
+    async def close(self) -> None:
+        """Refuses new images, finishes those accepted and ends the threads."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        for worker in self._workers:
+            if worker.thread.ident is not None:
+                await asyncio.to_thread(worker.thread.join)
+
+    def submit(self, images: Sequence[bytes], *, deadline: float) -> list[asyncio.Future[Answer]]:
+        """Queues encoded images, all or none; `deadline` is on `time.monotonic`'s clock.
+
+        The futures end with an Answer, or with the error of decoding, DeadlineExceededError, or a bug's own exception.
+        Cancelling one drops its image unless it is already running.
+
+        Raises: OverloadedError, DrainingError.
+        """
+        now = time.monotonic()
+        jobs = [_Job(data, deadline, now, self._loop.create_future()) for data in images]
+        with self._wake:
+            self._admit(len(jobs), deadline - now)
+            self._queue.extend(jobs)
+            self._wake.notify(len(jobs))
+        return [job.future for job in jobs]
+
+    @property
+    def threads(self) -> int:
+        """Threads that decode and compute."""
+        return len(self._workers)
+
+    @property
+    def queue_depth(self) -> int:
+        """Images that wait for a thread."""
+        return len(self._queue)
+
+    @property
+    def images_in_progress(self) -> int:
+        """Images that wait or run."""
+        return len(self._queue) + sum(worker.busy_with for worker in self._workers)
+
+    def estimated_wait_seconds(self, images: int = 1) -> float:
+        """How long the last of `images` that came now would take to be answered."""
+        if self._seconds_per_image is None:
+            return 0.0
+        rounds = (self.images_in_progress + images - 1) / len(self._workers) + 1
+        return rounds * self._seconds_per_image
+
+    def stalled_seconds(self) -> float:
+        """How long the slowest running batch has been running; infinite if a thread died."""
+        now = time.monotonic()
+        if not self._closed and any(not worker.thread.is_alive() for worker in self._workers):
+            return math.inf
+        return max((now - worker.busy_since for worker in self._workers if worker.busy_since is not None), default=0.0)
+
+    def _admit(self, images: int, seconds_left: float) -> None:
+        if self._closed:
+            raise DrainingError(
+                "the service is shutting down: send the request again, to another instance", retry_after_seconds=1
+            )
+        wait = self.estimated_wait_seconds(images)
+        if self.images_in_progress + images > self._max_queue_size:
+            raise OverloadedError(f"{self.images_in_progress} images are already waiting", retry_after_seconds=wait)
+        if wait > seconds_left:
+            raise OverloadedError(
+                f"the answer would take about {wait:.2f} s and the deadline is in {max(0.0, seconds_left):.2f} s",
+                retry_after_seconds=wait - seconds_left,
+            )
+
+    def _make_worker(self, number: int) -> _Worker:
+        thread = threading.Thread(target=lambda: self._work(worker), name=f"engine-{number}", daemon=True)
+        worker = _Worker(thread)
+        return worker
+
+    def _work(self, worker: _Worker) -> None:
+        while jobs := self._take(worker):
+            self._run(jobs)
+            with self._wake:
+                worker.busy_since, worker.busy_with = None, 0
+
+    def _take(self, worker: _Worker) -> list[_Job]:
+        """Waits for a batch that is due and takes this thread's share of it; empty when the engine is closed and done."""
+        with self._wake:
+            while (seconds := self._seconds_to_fill()) is None or seconds > 0:
+                if self._closed and not self._queue:
+                    return []
+                self._wake.wait(seconds)
+            share = -(-len(self._queue) // len(self._workers))
+            jobs = [self._queue.popleft() for _ in range(min(share, self._max_batch_size))]
+            worker.busy_since, worker.busy_with = time.monotonic(), len(jobs)
+            return jobs
+
+    def _seconds_to_fill(self) -> float | None:
+        """How long the next batch may still wait for company: None while there is no image, 0 or less when it is due."""
+        if not self._queue:
+            return None
+        if self._closed or len(self._queue) >= self._max_batch_size:
+            return 0
+        return self._queue[0].queued_at + self._max_wait_seconds - time.monotonic()
+
+    def _run(self, jobs: list[_Job]) -> None:
+        """Never raises: whatever goes wrong ends in a future."""
+        begun = time.monotonic()
+        outcomes: list[tuple[_Job, Answer | Exception]] = []
+        try:
+            wanted = [job for job in jobs if self._is_wanted(job, begun, outcomes)]
+            fitted = [(job, pixels) for job in wanted if (pixels := self._decode(job, outcomes)) is not None]
+            self._classify(fitted, outcomes)
+        except Exception as error:
+            log.exception("a batch failed outside decoding and inference")
+            settled = {id(job) for job, _ in outcomes}
+            outcomes += [(job, error) for job in jobs if id(job) not in settled]
+        self._learn(time.monotonic() - begun, sum(isinstance(outcome, Answer) for _, outcome in outcomes))
+        self._loop.call_soon_threadsafe(self._settle, outcomes)
+
+    def _is_wanted(self, job: _Job, now: float, outcomes: list[tuple[_Job, Answer | Exception]]) -> bool:
+        if now >= job.deadline:
+            outcomes.append((job, DeadlineExceededError("the deadline passed while the image waited")))
+            return False
+        if job.future.cancelled():
+            self._metrics.images.labels("abandoned").inc()
+            return False
+        return True
+
+    def _decode(self, job: _Job, outcomes: list[tuple[_Job, Answer | Exception]]) -> Pixels | None:
+        job.started_at = time.monotonic()
+        spec = self._classifier.spec.input
+        try:
+            return fit(decode(job.data, spec, max_pixels=self._max_pixels), spec)
+        except Exception as error:
+            outcomes.append((job, error))
+            return None
+        finally:
+            job.decode_seconds = time.monotonic() - job.started_at
+
+    def _classify(self, fitted: list[tuple[_Job, Pixels]], outcomes: list[tuple[_Job, Answer | Exception]]) -> None:
+        """Runs the batch; if that fails, each image alone, so that only the culprit gets the error."""
+        if not fitted:
+            return
+        begun = time.monotonic()
+        try:
+            rows = self._classifier(np.stack([pixels for _, pixels in fitted]))
+        except Exception as error:
+            log.exception("a batch of %d failed in the session", len(fitted))
+            if len(fitted) == 1:
+                outcomes.append((fitted[0][0], error))
+            else:
+                for pair in fitted:
+                    self._classify([pair], outcomes)
+            return
+        seconds = time.monotonic() - begun
+        self._metrics.batch_size.observe(len(fitted))
+        for (job, _), probabilities in zip(fitted, rows, strict=True):
+            queue_seconds = begun - job.queued_at - job.decode_seconds
+            outcomes.append((job, Answer(probabilities, job.decode_seconds, queue_seconds, seconds, len(fitted))))
+
+    def _learn(self, seconds: float, images: int) -> None:
+        if images:
+            new = seconds / images
+            old = self._seconds_per_image
+            self._seconds_per_image = new if old is None else old + SMOOTHING * (new - old)
+
+    def _settle(self, outcomes: list[tuple[_Job, Answer | Exception]]) -> None:
+        """On the event loop: ends the futures and counts."""
+        for job, outcome in outcomes:
+            self._count(outcome)
+            if job.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)
+
+    def _count(self, outcome: Answer | Exception) -> None:
+        if isinstance(outcome, Exception):
+            expired = isinstance(outcome, DeadlineExceededError)
+            self._metrics.images.labels("expired" if expired else "failed").inc()
+            return
+        self._metrics.images.labels("classified").inc()
+        for stage, seconds in (
+            ("decode", outcome.decode_seconds),
+            ("queue", outcome.queue_seconds),
+            ("infer", outcome.infer_seconds),
+        ):
+            self._metrics.stage_seconds.labels(stage).observe(seconds)

@@ -1,0 +1,131 @@
+"""The errors of the service, each carrying the HTTP status it becomes.
+
+    ConvServeError                   500 internal
+    ├── ModelError                   the model file is missing, broken or cannot prove itself (start-up)
+    ├── SettingsError                a setting is unknown or out of range (start-up)
+    ├── MalformedRequestError        400 malformed_request
+    ├── UnauthorizedError            401 unauthorized
+    ├── BodyTimeoutError             408 body_timeout
+    ├── TooLargeError                413 too_large
+    ├── UnsupportedImageError        415 unsupported_image
+    ├── UndecodableImageError        422 undecodable_image
+    ├── BadParameterError            422 bad_parameter
+    ├── UnavailableError             503, with Retry-After
+    │   ├── OverloadedError          503 overloaded
+    │   └── DrainingError            503 draining
+    └── DeadlineExceededError        504 deadline_exceeded
+
+`reason` is for programs and never changes; `title` is for people; `str(error)` says what to do.
+"""
+
+from typing import ClassVar
+
+
+class ConvServeError(Exception):
+    """Base of every error this service raises on purpose."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    reason: ClassVar[str] = "internal"
+
+
+class ModelError(ConvServeError):
+    """The model file cannot be loaded or fails its own goldens; start-up stops."""
+
+    title = "Model cannot be loaded"
+    reason = "model"
+
+
+class SettingsError(ConvServeError):
+    """A `CONVSERVE_` variable is unknown or has a value that cannot be used; start-up stops."""
+
+    title = "Settings cannot be used"
+    reason = "settings"
+
+
+class MalformedRequestError(ConvServeError):
+    """The body is empty, or not the multipart, JSON or base64 it claims to be."""
+
+    status = 400
+    title = "Malformed request"
+    reason = "malformed_request"
+
+
+class UnauthorizedError(ConvServeError):
+    """No API key, or one that is not in the keys file."""
+
+    status = 401
+    title = "Unauthorized"
+    reason = "unauthorized"
+
+
+class BodyTimeoutError(ConvServeError):
+    """The body did not arrive in time."""
+
+    status = 408
+    title = "Request body too slow"
+    reason = "body_timeout"
+
+
+class TooLargeError(ConvServeError):
+    """Too many bytes, pixels or images."""
+
+    status = 413
+    title = "Too large"
+    reason = "too_large"
+
+
+class UnsupportedImageError(ConvServeError):
+    """The bytes are not an image of a type the service takes."""
+
+    status = 415
+    title = "Unsupported image type"
+    reason = "unsupported_image"
+
+
+class UndecodableImageError(ConvServeError):
+    """The bytes start like an image but do not decode."""
+
+    status = 422
+    title = "Image does not decode"
+    reason = "undecodable_image"
+
+
+class BadParameterError(ConvServeError):
+    """A query parameter or header has a value outside its range."""
+
+    status = 422
+    title = "Bad parameter"
+    reason = "bad_parameter"
+
+
+class UnavailableError(ConvServeError):
+    """The service cannot take the request now; `retry_after_seconds` says when to come back."""
+
+    status = 503
+
+    def __init__(self, detail: str, *, retry_after_seconds: float) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class OverloadedError(UnavailableError):
+    """The queue is full, or the request would wait past its deadline."""
+
+    title = "Overloaded"
+    reason = "overloaded"
+
+
+class DrainingError(UnavailableError):
+    """The service is shutting down."""
+
+    title = "Shutting down"
+    reason = "draining"
+
+
+class DeadlineExceededError(ConvServeError):
+    """The request's deadline passed before its image could be run."""
+
+    status = 504
+    title = "Deadline exceeded"
+    reason = "deadline_exceeded"

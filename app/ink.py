@@ -1,0 +1,85 @@
+"""Pen strokes, brought to the form of MNIST: light on dark, in a box of 20/28 of the frame, centred by mass.
+
+Used by `app.image.fit` for models whose input rule says `polarity = light_on_dark` or `resize = ink`.
+Source: the construction of MNIST, LeCun et al., "Gradient-based learning applied to document recognition", 1998.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
+
+MAX_SIDE = 512  # pixels; strokes are searched at no finer scale
+BOX_SHARE = 20 / 28
+
+
+def light_on_dark(image: Image.Image) -> Image.Image:
+    """The grey image, inverted if its border is nearer to its light than to its dark extreme."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    low, high = np.percentile(pixels, [1, 99])
+    middle = (low + high) / 2 if high - low > 16 else 127.5
+    return ImageOps.invert(image) if np.median(border) > middle else image
+
+
+def frame_ink(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
+    """The strokes of a light-on-dark grey image, framed as MNIST's are, `width` × `height` pixels.
+
+    The paper's uneven light is subtracted, the strokes are cut out by Otsu's threshold, their bounding box is scaled to
+    20/28 of the frame and their centre of mass put at its centre. An image without strokes is only resized.
+    """
+    image = image.reduce(max(1, max(image.size) // MAX_SIDE))
+    strokes = _subtract_paper(image)
+    box = _bounding_box(strokes)
+    if box is None:
+        return image.resize((width, height), resample)
+    strokes = strokes.crop(box)
+    scale = min(width * BOX_SHARE / strokes.width, height * BOX_SHARE / strokes.height)
+    size = (max(1, round(strokes.width * scale)), max(1, round(strokes.height * scale)))
+    return _centre_by_mass(_full_contrast(strokes.resize(size, resample)), width, height)
+
+
+def _subtract_paper(image: Image.Image) -> Image.Image:
+    """Removes what is wider than a stroke: the paper and the light that falls on it."""
+    small = image.copy()
+    small.thumbnail((48, 48), Image.Resampling.BOX)
+    paper = small.filter(ImageFilter.MinFilter(15)).filter(ImageFilter.MaxFilter(15))
+    paper = paper.filter(ImageFilter.GaussianBlur(3)).resize(image.size, Image.Resampling.BILINEAR)
+    strokes = np.asarray(image).astype(np.int16) - np.asarray(paper)
+    return Image.fromarray(strokes.clip(0, 255).astype(np.uint8))
+
+
+def _bounding_box(strokes: Image.Image) -> tuple[int, int, int, int] | None:
+    threshold = _otsu(np.asarray(strokes))
+    mask = strokes.point(lambda level: 255 if level > threshold else 0)
+    return mask.filter(ImageFilter.MedianFilter(3)).getbbox() or mask.getbbox()
+
+
+def _otsu(pixels: NDArray[np.uint8]) -> int:
+    """The level that best parts dark from light pixels. Source: Otsu, 1979."""
+    counts = np.bincount(pixels.ravel(), minlength=256).astype(np.float64)
+    levels = np.arange(256)
+    below = counts.cumsum()
+    above = below[-1] - below
+    total = (counts * levels).cumsum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (total / below - (total[-1] - total) / above) ** 2
+    return int(np.nan_to_num(between).argmax())
+
+
+def _full_contrast(strokes: Image.Image) -> Image.Image:
+    """Sets everything under the noise floor to 0 and the brightest twentieth of the strokes to 255."""
+    pixels = np.asarray(strokes).astype(np.float32)
+    lit = pixels[pixels > _otsu(np.asarray(strokes))]
+    high = float(np.percentile(lit, 80)) if lit.size else 255.0
+    low = 0.15 * high
+    return Image.fromarray(((pixels - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8))
+
+
+def _centre_by_mass(strokes: Image.Image, width: int, height: int) -> Image.Image:
+    mass = np.asarray(strokes).astype(np.float64)
+    total = mass.sum() or 1.0
+    x = round(width / 2 - (mass.sum(axis=0) @ (np.arange(strokes.width) + 0.5)) / total)
+    y = round(height / 2 - (mass.sum(axis=1) @ (np.arange(strokes.height) + 0.5)) / total)
+    frame = Image.new("L", (width, height), 0)
+    frame.paste(strokes, (x, y))
+    return frame

@@ -1,0 +1,69 @@
+"""What Prometheus scrapes, in a registry of its own so that several services can live in one process."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+STAGE_BUCKETS = (0.0001, 0.00025, 0.0005, *REQUEST_BUCKETS)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+PROBABILITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+MAX_LABELS = 100
+OTHER_LABEL = "(other)"
+
+
+class Metrics:
+    """Counters, gauges and histograms of one service; durations in seconds."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody reads
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "convserve_requests", "Requests answered, by route template.", ["route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "convserve_request_seconds",
+            "From the request's first byte to the answer's last.",
+            ["route"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "convserve_stage_seconds",
+            "One image's time in a stage: decode (and fit), queue, infer (its batch).",
+            ["stage"],
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.batch_size = Histogram("convserve_batch_size", "Images run together.", buckets=BATCH_BUCKETS, registry=registry)
+        self.queue_depth = Gauge("convserve_queue_depth", "Images waiting for a thread.", registry=registry)
+        self.estimated_wait_seconds = Gauge(
+            "convserve_estimated_wait_seconds", "What an image that came now would wait.", registry=registry
+        )
+        self.requests_in_progress = Gauge(
+            "convserve_requests_in_progress", "Requests begun and not yet answered.", registry=registry
+        )
+        self.rejected = Counter("convserve_rejected", "Requests or images refused, by reason.", ["reason"], registry=registry)
+        self.images = Counter(
+            "convserve_images",
+            "Images by outcome: classified, failed, expired, abandoned.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.predictions = Counter(
+            "convserve_predictions", f"Top labels; the rarer than {MAX_LABELS} are one.", ["label"], registry=registry
+        )
+        self.top_probability = Histogram(
+            "convserve_top_probability", "Probability of the top label.", buckets=PROBABILITY_BUCKETS, registry=registry
+        )
+        self.model_info = Gauge(
+            "convserve_model_info",
+            "1 for the loaded model.",
+            ["name", "version", "sha256", "provider"],
+            registry=registry,
+        )
+        self.ready = Gauge("convserve_ready", "1 while /readyz answers 200.", registry=registry)
+
+    def render(self) -> bytes:
+        """The text exposition, format 0.0.4."""
+        return generate_latest(self.registry)

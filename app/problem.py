@@ -1,0 +1,71 @@
+"""Errors as RFC 9457 `application/problem+json`: the only place where an exception becomes an HTTP answer."""
+
+import logging
+import math
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import BadParameterError, ConvServeError, UnavailableError
+
+log = logging.getLogger("convserve.problem")
+
+MEDIA_TYPE = "application/problem+json"
+_DETAILS = {
+    404: "there is nothing at this path: /docs lists what there is",
+    405: "this path does not take this method: the Allow header lists those it takes",
+}
+
+
+def problem_of(error: Exception, request_id: str) -> dict[str, Any]:
+    """The problem object of any exception. What is not ours or Starlette's is a bug: 500, without detail."""
+    if isinstance(error, RequestValidationError):
+        return _of_validation(error, request_id)
+    if isinstance(error, HTTPException):
+        phrase = HTTPStatus(error.status_code).phrase
+        detail = _DETAILS.get(error.status_code, str(error.detail))
+        return _problem(error.status_code, phrase, phrase.lower().replace(" ", "_"), detail, request_id)
+    if isinstance(error, ConvServeError) and error.status != 500:
+        problem = _problem(error.status, error.title, error.reason, str(error), request_id)
+        if isinstance(error, UnavailableError):
+            problem["retry_after_seconds"] = round(error.retry_after_seconds, 3)
+        return problem
+    log.error("bug: request %s failed", request_id, exc_info=error)
+    detail = f"this is a bug in the service: report it with the request id {request_id}"
+    return _problem(500, ConvServeError.title, ConvServeError.reason, detail, request_id)
+
+
+def problem_response(error: Exception, request_id: str) -> tuple[str, Response]:
+    """The reason and the whole HTTP answer, with `Retry-After`, `Allow` or `WWW-Authenticate` where the status asks for it."""
+    problem = problem_of(error, request_id)
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException) and error.headers:
+        headers.update(error.headers)
+    if isinstance(error, UnavailableError):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if problem["status"] == 401:
+        headers["www-authenticate"] = "Bearer"
+    return problem["reason"], Response(orjson.dumps(problem), problem["status"], headers, MEDIA_TYPE)
+
+
+def _of_validation(error: RequestValidationError, request_id: str) -> dict[str, Any]:
+    errors = [{"parameter": str(one["loc"][-1]), "message": one["msg"]} for one in error.errors()]
+    detail = "; ".join(f"{one['parameter']}: {one['message']}" for one in errors)
+    kind = BadParameterError
+    return _problem(kind.status, kind.title, kind.reason, detail, request_id) | {"errors": errors}
+
+
+def _problem(status: int, title: str, reason: str, detail: str, request_id: str) -> dict[str, Any]:
+    return {
+        "type": f"urn:convserve:problem:{reason}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": f"urn:convserve:request:{request_id}",
+        "reason": reason,
+        "request_id": request_id,
+    }

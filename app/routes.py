@@ -1,0 +1,213 @@
+"""The endpoints: each reads its request, asks the service and writes the answer; no logic of their own."""
+
+import time
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import Response
+
+from app import __version__
+from app.access import trace_of
+from app.body import read_image, read_images
+from app.classifier import top_k as most_probable
+from app.engine import Answer
+from app.problem import MEDIA_TYPE as PROBLEM_JSON
+from app.problem import problem_of
+from app.schemas import (
+    Base64Image,
+    BatchAnswer,
+    Health,
+    ModelCard,
+    ModelRef,
+    PredictAnswer,
+    ProbeAnswer,
+    Problem,
+    QueueState,
+)
+from app.service import Outcome, Service
+
+MAX_TOP_K = 1000
+
+
+def _service(request: Request) -> Service:
+    service = request.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def _check_key(request: Request) -> None:
+    keys = _service(request).keys
+    if keys is not None:
+        keys.check(request.headers)
+
+
+def _timeout_seconds(
+    request: Request,
+    x_request_timeout_ms: Annotated[
+        float | None,
+        Header(gt=0, allow_inf_nan=False, description="deadline, capped at CONVSERVE_REQUEST_TIMEOUT_MS"),
+    ] = None,
+) -> float:
+    longest = _service(request).settings.request_timeout_ms
+    return min(x_request_timeout_ms or longest, longest) / 1000
+
+
+ServiceDependency = Annotated[Service, Depends(_service)]
+TimeoutDependency = Annotated[float, Depends(_timeout_seconds)]
+TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most all the model has")]
+
+PROBLEMS = {
+    400: "The body is empty, or not the multipart, JSON or base64 it claims to be.",
+    401: "No valid API key (only where keys are configured).",
+    408: "The body arrived too slowly.",
+    413: "Too many bytes, pixels or images.",
+    415: "Not an image of a type taken here.",
+    422: "The image does not decode, or a parameter is out of range.",
+    500: "A bug in the service.",
+    503: "Overloaded or draining; `Retry-After` says when to come back.",
+    504: "The deadline passed.",
+}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
+    responses: dict[int | str, dict[str, Any]] = {one: {"description": PROBLEMS[one], "content": content} for one in statuses}
+    if 503 in responses:
+        retry_after = {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
+        responses[503]["headers"] = {"Retry-After": retry_after}
+    return responses
+
+
+def _body(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FILE_FORM = {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"]}}
+_FILES_FORM = {
+    "type": "object",
+    "required": ["files"],
+    "properties": {"files": {"type": "array", "minItems": 1, "items": _BINARY["schema"]}},
+}
+
+predict_router = APIRouter(dependencies=[Depends(_check_key)], tags=["predict"])
+router = APIRouter(tags=["operate"])
+
+
+@predict_router.post(
+    "/predict",
+    summary="Classify one image",
+    responses={200: {"model": PredictAnswer}, **_problems(*PROBLEMS)},
+    openapi_extra=_body(
+        {
+            "image/*": _BINARY,
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {"schema": _FILE_FORM},
+            "application/json": {"schema": Base64Image.model_json_schema()},
+        }
+    ),
+)
+async def predict(
+    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = 5
+) -> Response:
+    """The most probable classes of one image, and whether the model stands by its answer (`accepted`)."""
+    image = await read_image(request, service.limits)
+    [outcome] = await service.classify([image], request.receive, timeout_seconds)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    trace = trace_of(request.scope)
+    trace.stages = {"decode": outcome.decode_seconds, "queue": outcome.queue_seconds, "infer": outcome.infer_seconds}
+    return _json({"model": _model(service), **_result(service, outcome, top_k), "request_id": trace.request_id})
+
+
+@predict_router.post(
+    "/predict/batch",
+    summary="Classify many images",
+    responses={200: {"model": BatchAnswer}, **_problems(*PROBLEMS)},
+    openapi_extra=_body({"multipart/form-data": {"schema": _FILES_FORM}}),
+)
+async def predict_batch(
+    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = 5
+) -> Response:
+    """One result per image, in the order sent: its predictions, or a problem of its own."""
+    images = await read_images(request, service.limits, field="files")
+    outcomes = await service.classify(images, request.receive, timeout_seconds)
+    request_id = trace_of(request.scope).request_id
+    results = [_result_or_problem(service, outcome, top_k, request_id) for outcome in outcomes]
+    return _json({"model": _model(service), "results": results, "request_id": request_id})
+
+
+@predict_router.get("/model", summary="What the model is", response_model=ModelCard, responses=_problems(401))
+async def model(service: ServiceDependency) -> Response:
+    """Labels, input rule, calibration, measured figures and provenance: all the model file says of itself."""
+    classifier = service.classifier
+    card = classifier.spec.model_dump(mode="json", exclude={"goldens", "schema_version"})
+    return _json(card | {"sha256": classifier.sha256, "provider": classifier.provider})
+
+
+@router.get("/health", summary="How the service is", response_model=Health, responses={503: {"model": Health}})
+async def health(service: ServiceDependency) -> Response:
+    """For people and monitors; 503 when draining or stalled."""
+    engine = service.engine
+    answer = Health(
+        status=service.status,
+        model=ModelRef(**_model(service)),
+        service_version=__version__,
+        provider=service.classifier.provider,
+        threads=engine.threads,
+        uptime_seconds=round(time.monotonic() - service.started_at, 3),
+        queue=QueueState(
+            waiting=engine.queue_depth,
+            in_progress=engine.images_in_progress,
+            estimated_wait_seconds=round(engine.estimated_wait_seconds(), 6),
+        ),
+    )
+    return _json(answer.model_dump(), 200 if answer.status == "ok" else 503)
+
+
+@router.get("/livez", summary="Liveness probe", response_model=ProbeAnswer, responses={503: {"model": ProbeAnswer}})
+async def livez(service: ServiceDependency) -> Response:
+    """200 while the engine makes progress; 503 when a batch hangs or a thread died, so that the pod is restarted."""
+    return _json({"status": "live"}) if service.is_live else _json({"status": "stalled"}, 503)
+
+
+@router.get("/readyz", summary="Readiness probe", response_model=ProbeAnswer, responses={503: {"model": ProbeAnswer}})
+async def readyz(service: ServiceDependency) -> Response:
+    """200 while the model is loaded, proven, warm and not draining."""
+    return _json({"status": "ready"}) if service.status == "ok" else _json({"status": service.status}, 503)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(service: ServiceDependency) -> Response:
+    """Text exposition format 0.0.4."""
+    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _json(content: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def _model(service: Service) -> dict[str, str]:
+    spec = service.classifier.spec
+    return {"name": spec.name, "version": spec.version}
+
+
+def _result(service: Service, answer: Answer, k: int) -> dict[str, Any]:
+    spec = service.classifier.spec
+    best = most_probable(answer.probabilities, k)
+    return {
+        "predictions": [
+            {"label": spec.labels[index], "class_index": index, "probability": round(probability, 7)}
+            for index, probability in best
+        ],
+        "accepted": spec.accept is None or best[0][1] >= spec.accept.threshold,
+    }
+
+
+def _result_or_problem(service: Service, outcome: Outcome, k: int, request_id: str) -> dict[str, Any]:
+    if isinstance(outcome, Answer):
+        return _result(service, outcome, k)
+    if not isinstance(outcome, Exception):
+        raise outcome
+    return {"problem": problem_of(outcome, request_id)}

@@ -1,0 +1,120 @@
+"""What travels over the wire, as pydantic models: the source of the OpenAPI page and of the tests' checks.
+
+Answers are written by hand in `routes.py` for speed; a test holds them against these models.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.spec import AcceptRule, Figures, InputSpec, Provenance
+
+
+class Wire(BaseModel):
+    """Base of all answers: nothing undeclared travels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelRef(Wire):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+class Prediction(Wire):
+    """One class and how probable it is."""
+
+    label: str
+    class_index: int
+    probability: float = Field(ge=0, le=1, description="calibrated: of answers at 0.9, about 90 % are right")
+
+
+class PredictAnswer(Wire):
+    """Answer of `POST /predict`."""
+
+    model: ModelRef
+    predictions: list[Prediction] = Field(description="most probable first")
+    accepted: bool = Field(description="false: under the model's accept threshold, treat as none of these")
+    request_id: str
+
+
+class Problem(Wire):
+    """An error, as RFC 9457 `application/problem+json`."""
+
+    type: str = Field(description="urn of the reason")
+    title: str
+    status: int
+    detail: str = Field(description="what to do")
+    instance: str = Field(description="urn of this request")
+    reason: str = Field(description="stable word for programs")
+    request_id: str
+    retry_after_seconds: float | None = Field(default=None, description="with 503: when to come back")
+    errors: list[dict[str, str]] | None = Field(default=None, description="with bad parameters: which and why")
+
+
+class BatchResult(Wire):
+    """One image's result: predictions, or a problem of its own."""
+
+    predictions: list[Prediction] | None = None
+    accepted: bool | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(Wire):
+    """Answer of `POST /predict/batch`: one result per image, in the order sent."""
+
+    model: ModelRef
+    results: list[BatchResult]
+    request_id: str
+
+
+class Base64Image(Wire):
+    """Body of `POST /predict` as JSON."""
+
+    image: str = Field(description="the encoded image file in base64; a data: URL is taken too")
+
+
+class QueueState(Wire):
+    """How busy the engine is."""
+
+    waiting: int = Field(description="images that wait for a thread")
+    in_progress: int = Field(description="images that wait or run")
+    estimated_wait_seconds: float
+
+
+class Health(Wire):
+    """Answer of `GET /health`."""
+
+    status: Literal["ok", "draining", "stalled"]
+    model: ModelRef
+    service_version: str
+    provider: str
+    threads: int
+    uptime_seconds: float
+    queue: QueueState
+
+
+class ProbeAnswer(Wire):
+    """Answer of `GET /livez` and `GET /readyz`."""
+
+    status: str
+
+
+class ModelCard(Wire):
+    """Answer of `GET /model`: the spec without its goldens, and which file it is."""
+
+    name: str
+    version: str
+    created: datetime
+    description: str
+    labels: list[str]
+    input: InputSpec
+    temperature: float
+    accept: AcceptRule | None
+    figures: list[Figures]
+    provenance: Provenance
+    sha256: str
+    provider: str

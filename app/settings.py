@@ -1,0 +1,70 @@
+"""What an operator can set: environment variables with the prefix `CONVSERVE_`, each with a default that can be kept.
+
+An unknown variable with the prefix is an error at start, so that a typing mistake never passes for a setting.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.classifier import Device
+from app.errors import SettingsError
+
+PREFIX = "CONVSERVE_"
+BUNDLED_MODEL = Path(__file__).parent.parent / "models" / "digits.onnx"
+
+
+class Settings(BaseSettings):
+    """The service's settings, read once at start and never changed."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    model: Path = Field(default=BUNDLED_MODEL, description="path of the model file")
+    host: str = Field(default="0.0.0.0", description="address to listen on; 0.0.0.0 because a container has one job")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    device: Device = Field(default="auto", description="cuda refuses to start where CUDA does not load")
+    threads: int = Field(default=0, ge=0, le=1024, description="threads that decode and compute; 0 = CPU quota")
+    max_batch_size: int = Field(default=4, ge=1, le=1024, description="images run together; more gains nothing on a CPU")
+    max_wait_ms: float = Field(default=0, ge=0, le=1000, description="how long a batch waits to fill; 0 = never wait")
+    max_queue_size: int = Field(default=256, ge=1, description="images waiting or running; more are refused with 503")
+    request_timeout_ms: float = Field(default=10_000, gt=0, description="deadline of a request that brings none")
+    body_timeout_ms: float = Field(default=30_000, gt=0, description="how long a request body may take to arrive")
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="bytes of one request body")
+    max_pixels: int = Field(default=50_000_000, ge=1, description="pixels of one image, by its header")
+    max_images_per_request: int = Field(default=64, ge=1, description="images of one /predict/batch request")
+    drain_seconds: float = Field(
+        default=5, ge=0, description="serving goes on this long after SIGTERM, until load balancers have noticed"
+    )
+    stall_seconds: float = Field(default=60, gt=0, description="a batch that runs longer turns /livez red")
+    api_keys_file: Path | None = Field(default=None, description="file with one API key per line; none = no keys asked")
+    cors_origins: tuple[str, ...] = Field(default=(), description='JSON list of browser origins let in, or ["*"]')
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+
+    @classmethod
+    def load(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Settings from the environment.
+
+        Raises: SettingsError that names the variable and says what it takes.
+        """
+        _refuse_unknown(environment, known={PREFIX + name.upper() for name in cls.model_fields})
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            raise SettingsError(f"{name}={first['input']}: {first['msg']}") from error
+        except ValueError as error:  # pydantic-settings' own, for what should be JSON and is not
+            raise SettingsError(str(error)) from error
+
+
+def _refuse_unknown(environment: Mapping[str, str], known: set[str]) -> None:
+    for name in environment:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            raise SettingsError(f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else ""))
