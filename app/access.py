@@ -1,6 +1,7 @@
 """Around every request: its id in and out, one log line, its count and duration, and a 500 for what nobody caught.
 
-A plain ASGI middleware, outermost. What happens inside leaves its trace in `scope["state"]["trace"]`, a RequestTrace.
+A plain ASGI middleware, outermost but for CORS. What happens inside leaves its trace in `scope["state"]["trace"]`, a
+RequestTrace.
 """
 
 import logging

@@ -84,10 +84,8 @@ class Classifier:
 
 
 def top_k(probabilities: Probabilities, k: int) -> list[tuple[int, float]]:
-    """The `k` most probable classes of one row, `(class index, probability)`, most probable first."""
-    k = min(k, len(probabilities))
-    best = np.argpartition(probabilities, len(probabilities) - k)[-k:]
-    best = best[np.argsort(-probabilities[best], kind="stable")]
+    """The `k` most probable classes of one row, `(class index, probability)`, most probable first, ties by index."""
+    best = np.argsort(-probabilities, kind="stable")[:k]
     return list(zip(best.tolist(), probabilities[best].tolist(), strict=True))
 
 

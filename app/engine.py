@@ -90,7 +90,8 @@ class Engine:
         for worker in self._workers:
             worker.thread.start()
         golden = self._classifier.spec.goldens[0].data
-        await asyncio.gather(*self.submit([golden] * len(self._workers), deadline=math.inf))
+        images = min(len(self._workers), self._max_queue_size)
+        await asyncio.gather(*self.submit([golden] * images, deadline=math.inf))
 
     async def close(self) -> None:
         """Refuses new images, finishes those accepted and ends the threads."""
@@ -154,7 +155,8 @@ class Engine:
         wait = self.estimated_wait_seconds(images)
         if self.images_in_progress + images > self._max_queue_size:
             raise OverloadedError(f"{self.images_in_progress} images are already waiting", retry_after_seconds=wait)
-        if wait > seconds_left:
+        # A free thread takes it whatever the estimate says: else one slow moment would lock an idle service for good.
+        if wait > seconds_left and self.images_in_progress + images > len(self._workers):
             raise OverloadedError(
                 f"the answer would take about {wait:.2f} s and the deadline is in {max(0.0, seconds_left):.2f} s",
                 retry_after_seconds=wait - seconds_left,
@@ -167,9 +169,10 @@ class Engine:
 
     def _work(self, worker: _Worker) -> None:
         while jobs := self._take(worker):
-            self._run(jobs)
+            outcomes = self._run(jobs)
             with self._wake:
                 worker.busy_since, worker.busy_with = None, 0
+            self._loop.call_soon_threadsafe(self._settle, outcomes)  # last: who is answered is no longer in progress
 
     def _take(self, worker: _Worker) -> list[_Job]:
         """Waits for a batch that is due and takes this thread's share of it; empty when the engine is closed and done."""
@@ -178,7 +181,7 @@ class Engine:
                 if self._closed and not self._queue:
                     return []
                 self._wake.wait(seconds)
-            share = -(-len(self._queue) // len(self._workers))
+            share = len(self._queue) if self._max_wait_seconds else -(-len(self._queue) // len(self._workers))
             jobs = [self._queue.popleft() for _ in range(min(share, self._max_batch_size))]
             worker.busy_since, worker.busy_with = time.monotonic(), len(jobs)
             return jobs
@@ -191,8 +194,8 @@ class Engine:
             return 0
         return self._queue[0].queued_at + self._max_wait_seconds - time.monotonic()
 
-    def _run(self, jobs: list[_Job]) -> None:
-        """Never raises: whatever goes wrong ends in a future."""
+    def _run(self, jobs: list[_Job]) -> list[tuple[_Job, Answer | Exception]]:
+        """Never raises: whatever goes wrong is an outcome, and ends in a future."""
         begun = time.monotonic()
         outcomes: list[tuple[_Job, Answer | Exception]] = []
         try:
@@ -204,7 +207,7 @@ class Engine:
             settled = {id(job) for job, _ in outcomes}
             outcomes += [(job, error) for job in jobs if id(job) not in settled]
         self._learn(time.monotonic() - begun, sum(isinstance(outcome, Answer) for _, outcome in outcomes))
-        self._loop.call_soon_threadsafe(self._settle, outcomes)
+        return outcomes
 
     def _is_wanted(self, job: _Job, now: float, outcomes: list[tuple[_Job, Answer | Exception]]) -> bool:
         if now >= job.deadline:
@@ -256,9 +259,11 @@ class Engine:
     def _settle(self, outcomes: list[tuple[_Job, Answer | Exception]]) -> None:
         """On the event loop: ends the futures and counts."""
         for job, outcome in outcomes:
-            self._count(outcome)
-            if job.future.done():
+            if job.future.done():  # its request ended while it ran
+                expired = time.monotonic() >= job.deadline
+                self._metrics.images.labels("expired" if expired else "abandoned").inc()
                 continue
+            self._count(outcome)
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             else:

@@ -8,15 +8,18 @@ The type is found from the content, never from what the client calls it. Colour 
 
 import io
 import math
+import re
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
-    ImageOps,
+    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -30,15 +33,22 @@ from app.spec import InputSpec
 Pixels = NDArray[np.uint8]
 
 DEFAULT_MAX_PIXELS = 50_000_000
+MAX_RLE_PIXELS = 4_000_000  # Pillow reads run-length encoded BMPs in Python: 49 million pixels of 28 kB took 5 s
+MAX_SCANS = 100  # a progressive JPEG has about 10; each costs a pass over all pixels, 45 ms for 100 bytes at 49 million
 DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+NO_RANGE_MODES = {
+    "I": "32-bit pixels have no stated range",
+    "F": "32-bit pixels have no stated range",
+    "LAB": "CIELAB is not read",
+}
 
-# The limit of `decode` replaces Pillow's, which is a warning at half its value and known only to the process.
-Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of damaged metadata. The pixels are good or `decode` raises, so the warning would only be noise in the log.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # One image, one thread: the engine's threads already fill the cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
-_FACTORIES = {
-    "JPEG": JpegImagePlugin.jpeg_factory,
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,  # reads the first picture of an MPO too
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
     "GIF": GifImagePlugin.GifImageFile,
@@ -57,7 +67,20 @@ _MAGIC = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
 )
-FORMATS = tuple(_FACTORIES)
+FORMATS = tuple(_READERS)
+# A marker that is neither stuffing, fill, restart nor another one without a length. Source: ITU-T T.81, table B.1.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What brings a PNG's transparent colour, which Pillow leaves in the file's bit depth, to the 8 bits of the pixels.
+_COLOUR_KEY_SCALE = {"L;2": 85, "L;4": 17, "I;16B": 1 / 256, "RGB;16B": 1 / 256}
 
 
 def sniff(data: bytes) -> str:
@@ -70,7 +93,7 @@ def sniff(data: bytes) -> str:
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+    if data[4:8] == b"ftyp" and any(brand in data[8:64] for brand in (b"avif", b"avis")):
         return "AVIF"
     raise UnsupportedImageError(f"the bytes are not an image of a type taken here: send {', '.join(FORMATS)}")
 
@@ -84,16 +107,22 @@ def decode(data: bytes, spec: InputSpec, *, max_pixels: int = DEFAULT_MAX_PIXELS
     Raises: UnsupportedImageError, UndecodableImageError, TooLargeError.
     """
     name = sniff(data)
+    # Pillow's limit as well, since its GIF and WebP readers make room for the canvas before it can be checked here.
+    Image.MAX_IMAGE_PIXELS = max_pixels
     try:
-        image: Image.Image = _FACTORIES[name](io.BytesIO(data))
-        _check_size(image, max_pixels)
+        image = _READERS[name](io.BytesIO(data))
+        _check_cost(image, data, max_pixels)
         _reduce_while_decoding(image, spec)
+        _scale_colour_key(image)
         image.load()
         return _to_mode(_upright(image), spec)
     except ConvServeError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLargeError(f"the image has more than the {max_pixels:,} pixels that are taken: send a smaller one") from error
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes
-        raise UndecodableImageError(f"the {name} image is damaged or truncated: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise UndecodableImageError(f"the {name} image is damaged or truncated: {reason}") from error
 
 
 def fit(image: Image.Image, spec: InputSpec) -> Pixels:
@@ -108,37 +137,63 @@ def fit(image: Image.Image, spec: InputSpec) -> Pixels:
     return np.asarray(image).reshape(spec.shape)
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
+def _check_cost(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
+    """Refuses, by the header, what would take too much memory or time to decode."""
+    if any(tile.codec_name == "bmp_rle" for tile in image.tile):
+        max_pixels = min(max_pixels, MAX_RLE_PIXELS)
     if image.width * image.height > max_pixels:
         raise TooLargeError(
             f"the image is {image.width} × {image.height} pixels and at most {max_pixels:,} are taken: send a smaller one"
         )
+    if "progressive" in image.info and _has_too_many_scans(data):
+        raise UndecodableImageError(f"the JPEG image has more than {MAX_SCANS} scans: save it anew")
 
 
-def _reduce_while_decoding(image: Image.Image, spec: InputSpec) -> None:
+def _has_too_many_scans(data: bytes) -> bool:
+    scans, position = 0, 2
+    for _ in range(10 * MAX_SCANS):  # segments of any kind
+        marker = _JPEG_MARKER.search(data, position)
+        if marker is None or marker[1] == b"\xd9":  # end of image
+            return False
+        scans += marker[1] == b"\xda"  # start of scan
+        if scans > MAX_SCANS:
+            return True
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return True
+
+
+def _reduce_while_decoding(image: ImageFile.ImageFile, spec: InputSpec) -> None:
     """Lets libjpeg decode at 1/2, 1/4 or 1/8 scale, and only the luma for grey models. Other formats ignore it."""
     side = math.ceil(spec.decode_side)
     image.draft("L" if spec.channels == 1 else "RGB", (side, side))
 
 
+def _scale_colour_key(image: ImageFile.ImageFile) -> None:
+    key, depth = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if image.format == "PNG" and key is not None and isinstance(depth, str) and depth in _COLOUR_KEY_SCALE:
+        scale = _COLOUR_KEY_SCALE[depth]
+        image.info["transparency"] = tuple(int(v * scale) for v in key) if isinstance(key, tuple) else int(key * scale)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF: the pixels are good, their orientation is unknown
         return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_mode(image: Image.Image, spec: InputSpec) -> Image.Image:
     mode = "L" if spec.channels == 1 else "RGB"
-    if image.mode == mode and "transparency" not in image.info:
-        return image
+    if image.mode in NO_RANGE_MODES:
+        raise UndecodableImageError(f"{NO_RANGE_MODES[image.mode]}: convert the image to 8 or 16 bits per channel, grey or RGB")
     if image.mode in DEEP_GREY_MODES:
+        key = image.info.get("transparency")
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise UndecodableImageError("32-bit pixels have no stated range: convert the image to 8 or 16 bits per channel")
+        image.info |= {} if key is None else {"transparency": key}
     if image.has_transparency_data:
         image = _flatten(image, spec.background)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -152,16 +207,24 @@ def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
     if spec.resize == "ink":
         return frame_ink(image, *size, resample)
     if spec.resize == "pad":
-        return ImageOps.pad(image, size, resample, color=_background(spec))
+        return _pad(image, spec, resample)
     if spec.resize == "crop":
         return image.resize(size, resample, box=_centred_box(image, spec))
     return image.resize(size, resample)
 
 
+def _pad(image: Image.Image, spec: InputSpec, resample: Image.Resampling) -> Image.Image:
+    scale = min(spec.width / image.width, spec.height / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    padded = Image.new(image.mode, (spec.width, spec.height), _background(spec))
+    padded.paste(image.resize(size, resample), (round((spec.width - size[0]) / 2), round((spec.height - size[1]) / 2)))
+    return padded
+
+
 def _background(spec: InputSpec) -> int | tuple[int, int, int]:
-    """The background in the model's mode; grey by ITU-R 601, as Pillow converts."""
+    """The background in the model's mode; grey by ITU-R 601, rounded as Pillow converts."""
     red, green, blue = spec.background
-    return spec.background if spec.channels == 3 else (red * 299 + green * 587 + blue * 114) // 1000
+    return spec.background if spec.channels == 3 else (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
 def _centred_box(image: Image.Image, spec: InputSpec) -> tuple[float, float, float, float]:

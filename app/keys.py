@@ -29,7 +29,7 @@ class ApiKeys:
     def check(self, headers: Headers) -> None:
         """Takes `X-API-Key: KEY` or `Authorization: Bearer KEY`. Raises: UnauthorizedError."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = (headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")).encode()
+        given = (headers.get("x-api-key") or (token if scheme.lower() == "bearer" else "")).encode("latin-1")
         # Every key is compared, each in constant time, so that timing tells nothing.
         if not sum(hmac.compare_digest(given, key) for key in self._keys):
             raise UnauthorizedError("send a valid key as X-API-Key or as Authorization: Bearer")

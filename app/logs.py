@@ -34,7 +34,13 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See the class."""
         fields: dict[str, object] = getattr(record, "fields", {})
-        return " ".join([super().format(record), *(f"{name}={value}" for name, value in fields.items())])
+        return " ".join([super().format(record), *(f"{name}={_printable(value)}" for name, value in fields.items())])
+
+
+def _printable(value: object) -> str:
+    """On one line: a path may hold line breaks that forge log lines."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def configure_logging(level: str, form: Literal["json", "text"]) -> None:

@@ -40,7 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(router)
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)
-    if settings.cors_origins:
+    app.add_middleware(AccessMiddleware, service=service)
+    if settings.cors_origins:  # around the other, so that a browser can read a 500 too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -48,7 +49,6 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(AccessMiddleware, service=service)
     return app
 
 

@@ -84,7 +84,6 @@ class Service:
             async with asyncio.timeout(timeout_seconds):
                 outcomes = await everything
         except TimeoutError as error:
-            self.metrics.images.labels("expired").inc(sum(future.cancelled() for future in futures))
             raise DeadlineExceededError(f"no answer within {timeout_seconds:g} s") from error
         except asyncio.CancelledError as error:
             if watch.done():

@@ -22,7 +22,7 @@ BUNDLED_MODEL = Path(__file__).parent.parent / "models" / "digits.onnx"
 class Settings(BaseSettings):
     """The service's settings, read once at start and never changed."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: Path = Field(default=BUNDLED_MODEL, description="path of the model file")
     host: str = Field(default="0.0.0.0", description="address to listen on; 0.0.0.0 because a container has one job")
@@ -60,7 +60,8 @@ class Settings(BaseSettings):
             name = PREFIX + str(first["loc"][0]).upper()
             raise SettingsError(f"{name}={first['input']}: {first['msg']}") from error
         except ValueError as error:  # pydantic-settings' own, for what should be JSON and is not
-            raise SettingsError(str(error)) from error
+            name = next(PREFIX + one.upper() for one in cls.model_fields if f'"{one}"' in str(error))
+            raise SettingsError(f"{name} must be JSON, for example {name}='[\"https://example.org\"]'") from error
 
 
 def _refuse_unknown(environment: Mapping[str, str], known: set[str]) -> None:
