@@ -1,0 +1,1 @@
+"""Turns a folder of labelled images into one model file that proves itself. Entry point: `python -m training`."""

@@ -1,0 +1,138 @@
+"""The command line of training: `python -m training train | evaluate`. Torch is imported by `train` alone."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from app.errors import ConvServeError
+from training.errors import InputError, TrainingError
+from training.evaluate import evaluate_file, format_evaluation
+from training.recipe_names import RECIPE_NAMES
+from training.table import format_skipped
+
+DESCRIPTION = """\
+Turns a folder of labelled images into one model file, and measures model files.
+
+A data set is a folder with one folder per class, named as the class is called:
+    DATA/cat/1.jpg, DATA/dog/2.png, ...
+or such folders in parts: DATA/train/cat/1.jpg, DATA/test/cat/2.jpg, and perhaps DATA/val."""
+
+TRAIN = """\
+Trains a classifier on the images of DATA and writes it as one ONNX file that a server can load: weights, labels,
+how to prepare an image, measured figures, and images to prove itself with. The images of DATA/test are only looked
+at once, at the end. An interrupted training goes on where it was when the same command is given again.
+
+example: python -m training train mnist --recipe digits --out models/digits.onnx"""
+
+EVALUATE = """\
+Measures a model file on labelled images, exactly as it is served: accuracy with its interval, precision, recall and
+F1 of each class, calibration (ECE), the commonest mistakes. Does not need torch.
+
+example: python -m training evaluate models/digits.onnx mnist --split test --json figures.json"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0 done, 1 failed, 2 what was given cannot be used, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _train(options) if options.command == "train" else _evaluate(options)
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ConvServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on after the last whole epoch", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m training", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | evaluate", parser_class=_Parser)
+    train = commands.add_parser("train", help="train a model on a folder of images", description=TRAIN)
+    train.add_argument("data", type=Path, metavar="DATA", help="folder with one folder of images per class")
+    train.add_argument("--recipe", required=True, help=f"how to train: {', '.join(RECIPE_NAMES)}")
+    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
+    train.add_argument("--seed", type=int, default=0, help="of the weights, the order and the parts (default: 0)")
+    train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")
+    train.add_argument("--name", help="the model's name (default: that of FILE)")
+    train.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
+    train.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads (default: all)")
+    train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
+    measure = commands.add_parser("evaluate", help="measure a model file", description=EVALUATE)
+    measure.add_argument("model", type=Path, metavar="MODEL", help="the model file (.onnx)")
+    measure.add_argument("data", type=Path, metavar="DATA", help="folder with one folder of images per class")
+    parts = ("train", "validation", "test", "all")
+    measure.add_argument("--split", choices=parts, default="test", help="which images of DATA (default: test)")
+    measure.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - writes only them, to stdout")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: str) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
+
+
+def _train(options: argparse.Namespace) -> int:
+    from training.recipes import find_recipe
+    from training.train import Order, train_model
+
+    recipe = find_recipe(options.recipe, epochs=options.epochs)
+    name = options.name or options.out.stem
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise InputError(f"{name!r} cannot be a model's name: take a-z, 0-9 and . _ - with --name")
+    if options.version is not None and not 1 <= len(options.version) <= 64:
+        raise InputError("--version must have 1 to 64 characters")
+    now = datetime.now(UTC)
+    order = Order(
+        root=options.data,
+        out=options.out,
+        recipe=recipe,
+        name=name,
+        version=options.version or f"{now.year}.{now.month}.{now.day}",
+        seed=_at_least("--seed", options.seed, 0),
+        threads=_at_least("--threads", options.threads, 1),
+        fresh=options.fresh,
+    )
+    for evaluation in train_model(order):
+        print(format_evaluation(evaluation), end="\n\n")
+    print(f"wrote {order.out} ({order.out.stat().st_size / 1000:,.0f} kB)")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    evaluation, samples = evaluate_file(options.model, options.data, options.split)
+    if samples.skipped:
+        print(format_skipped(samples.skipped), file=sys.stderr)
+    if options.json == "-":
+        print(evaluation.as_json())
+        return 0
+    print(format_evaluation(evaluation))
+    if options.json:
+        _write(Path(options.json), evaluation.as_json())
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _at_least(option: str, value: int, least: int) -> int:
+    if value < least:
+        raise InputError(f"{option} must be at least {least}, not {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""A trained network to the ONNX graph that is served: uint8 pixels in, calibrated probabilities out.
+
+images uint8 (batch, height, width, channels) → transpose, cast, scale → network → logits / temperature → softmax
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from app.classifier import INPUT, OUTPUT, Probabilities
+from app.image import Pixels
+from app.spec import InputSpec
+from training.batches import EVALUATION_BATCH, to_float
+from training.errors import TrainingError
+
+OPSET = 20  # the newest that changes nothing for these networks; older readers keep working
+MAX_DIFFERENCE = 1e-4  # of any probability between torch and onnxruntime
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far onnxruntime's answers are from torch's on `n` images."""
+
+    n: int
+    max_difference: float
+
+    def __str__(self) -> str:
+        return f"onnxruntime and torch agree on all {self.n} validation images, |Δp| ≤ {self.max_difference:.1e}"
+
+
+class ServedNetwork(nn.Module):
+    """The network with everything around it that belongs into the model file."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 `(batch, height, width, channels)` → float32 `(batch, classes)`."""
+        logits = self.network(to_float(images.permute(0, 3, 1, 2)))
+        return torch.softmax(logits / self.temperature, dim=1)
+
+
+def export_graph(served: ServedNetwork, spec: InputSpec) -> onnx.ModelProto:
+    """The ONNX model of a network, with a free batch size, checked, without metadata."""
+    served.eval()
+    program = torch.onnx.export(
+        served,
+        # Two images: of one, the exporter would take the batch size as fixed.
+        (torch.zeros(2, *spec.shape, dtype=torch.uint8),),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def check_parity(model: onnx.ModelProto, served: ServedNetwork, pixels: Pixels) -> Parity:
+    """Compares onnxruntime's answers with torch's on all of `pixels`.
+
+    Raises: TrainingError when they differ by more than `MAX_DIFFERENCE` or on which class is first.
+    """
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    batches = np.array_split(pixels, -(-len(pixels) // EVALUATION_BATCH))
+    theirs = np.concatenate([session.run([OUTPUT], {INPUT: batch})[0] for batch in batches])
+    ours = np.concatenate([_run(served, batch) for batch in batches])
+    worst = float(np.abs(theirs - ours).max())
+    n_different = int((theirs.argmax(axis=1) != ours.argmax(axis=1)).sum())
+    if not worst <= MAX_DIFFERENCE or n_different:  # so that NaN fails too
+        raise TrainingError(
+            f"the exported graph does not compute what was trained: on {len(pixels)} validation images its probabilities "
+            f"differ by up to {worst:.2g} (allowed: {MAX_DIFFERENCE:.0g}) and its first class on {n_different}"
+        )
+    return Parity(len(pixels), worst)
+
+
+@torch.inference_mode()
+def _run(served: ServedNetwork, batch: Pixels) -> Probabilities:
+    probabilities: Probabilities = served(torch.from_numpy(batch)).numpy()
+    return probabilities
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes what the exporter notes of its own work: it holds paths of this machine and doubles a small file."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""

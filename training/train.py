@@ -1,0 +1,170 @@
+"""`python -m training train`: from a folder to a model file, step by step.
+
+folder ─▶ pixels ─▶ loop ─▶ temperature ─▶ graph, compared with torch ─▶ goldens, accept threshold
+       ─▶ file, proven ─▶ measured as it is served ─▶ file with its figures, proven ─▶ put in its place
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from app.classifier import Classifier
+from app.spec import ModelSpec, Provenance
+from training.batches import Batches, compute_logits
+from training.calibrate import choose_threshold, fit_temperature
+from training.checkpoint import Checkpoint
+from training.errors import InputError
+from training.evaluate import Evaluation, classify_all, evaluate
+from training.folder import read_folder
+from training.graph import Parity, ServedNetwork, check_parity, export_graph
+from training.loop import Training, train_network
+from training.model_file import make_goldens, put_in_place, unfinished_beside, write_model
+from training.networks import count_parameters
+from training.pixels import Samples, decode_files
+from training.provenance import git_commit, library_versions
+from training.recipes import Recipe
+from training.table import format_skipped
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for."""
+
+    root: Path
+    out: Path
+    recipe: Recipe
+    name: str
+    version: str
+    seed: int
+    threads: int
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The decoded images, by what they are for."""
+
+    name: str
+    labels: tuple[str, ...]
+    train: Samples
+    validation: Samples
+    test: Samples | None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model file in the making."""
+
+    model: onnx.ModelProto
+    spec: ModelSpec
+    path: Path
+    threads: int
+
+    def write(self, **changes: object) -> Classifier:
+        """Writes and proves it, with `changes` to its spec."""
+        return write_model(self.model, self.spec.model_copy(update=changes), self.path, threads=self.threads)
+
+
+def train_model(order: Order) -> list[Evaluation]:
+    """Trains, exports and measures a model, and puts its file into its place only when everything held.
+
+    Raises: TrainingError, ModelError.
+    """
+    torch.set_num_threads(order.threads)
+    with unfinished_beside(order.out) as unfinished:
+        data = _decode(order)
+        checkpoint = Checkpoint(order.out.with_name(f"{order.out.name}.checkpoint"), _settings(order, data))
+        if order.fresh:
+            checkpoint.remove()
+        training = Training(order.recipe, len(data.labels), order.seed)
+        _say(f"{count_parameters(training.network):,} parameters, {order.recipe.epochs} epochs, {order.threads} threads")
+        validation = Batches.of(data.validation)
+        network = train_network(training, Batches.of(data.train), validation, checkpoint)
+        temperature = fit_temperature(compute_logits(network, validation), validation.classes)
+        served = ServedNetwork(network, temperature)
+        model = export_graph(served, order.recipe.input)
+        parity = check_parity(model, served, data.validation.pixels)
+        draft = Draft(model, _describe(order, data, model, temperature, parity), unfinished, order.threads)
+        evaluations = _measure(draft, data, order.recipe.accept_precision)
+        put_in_place(unfinished, order.out)
+        checkpoint.remove()
+    return evaluations
+
+
+def _decode(order: Order) -> DataSet:
+    folder = read_folder(order.root, seed=order.seed)
+    labels, spec = folder.labels, order.recipe.input
+    _say(f"{len(labels)} classes: decoding {len(folder.train) + len(folder.validation) + len(folder.test):,} files")
+    train, validation = decode_files(folder.train, labels, spec), decode_files(folder.validation, labels, spec)
+    test = decode_files(folder.test, labels, spec) if folder.test else None
+    skipped = [one for samples in (train, validation, test) if samples for one in samples.skipped]
+    if skipped:
+        _say(format_skipped(skipped))
+    missing = [
+        label for label, count in zip(labels, np.bincount(train.classes, minlength=len(labels)), strict=True) if not count
+    ]
+    if missing:
+        raise InputError(f"class {missing[0]!r} has no training image that can be read")
+    _say(f"{len(train):,} images to train on, {len(validation):,} to validate, {len(test) if test else 0:,} to test")
+    return DataSet(order.root.resolve().name, labels, train, validation, test)
+
+
+def _settings(order: Order, data: DataSet) -> str:
+    """What must be the same for a checkpoint to be gone on with."""
+    parts = {
+        "recipe": order.recipe.settings(),
+        "seed": order.seed,
+        "labels": data.labels,
+        "train": data.train.digest,
+        "validation": data.validation.digest,
+        "torch": torch.__version__,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _describe(order: Order, data: DataSet, model: onnx.ModelProto, temperature: float, parity: Parity) -> ModelSpec:
+    """The spec, but for what only the file itself can tell."""
+    return ModelSpec(
+        name=order.name,
+        version=order.version,
+        created=datetime.now(UTC).replace(microsecond=0),
+        description=order.recipe.description,
+        labels=data.labels,
+        input=order.recipe.input,
+        temperature=temperature,
+        provenance=Provenance(
+            data_digest=data.train.digest,
+            n_training_images=len(data.train),
+            recipe=f"{order.recipe.name}, {order.recipe.epochs} epochs",
+            seed=order.seed,
+            git_commit=git_commit(),
+            libraries=library_versions(),
+            note=str(parity),
+        ),
+        goldens=make_goldens(model, order.recipe.input, data.validation),
+    )
+
+
+def _measure(draft: Draft, data: DataSet, accept_precision: float) -> list[Evaluation]:
+    """Chooses the accept threshold, measures the file on validation and, once, on test, and writes both into it."""
+    chosen_on = f"{data.name}/validation"
+    probabilities = classify_all(draft.write(), data.validation.pixels)
+    accept = choose_threshold(probabilities, data.validation.classes, precision=accept_precision, chosen_on=chosen_on)
+    if accept is None:
+        _say(f"no accept threshold: none is right {accept_precision:.1%} of the time on validation")
+    classifier = draft.write(accept=accept)
+    evaluations = [evaluate(classifier, data.validation, chosen_on)]
+    if data.test:
+        evaluations.append(evaluate(classifier, data.test, f"{data.name}/test"))
+    draft.write(accept=accept, figures=tuple(evaluation.as_figures() for evaluation in evaluations))
+    return evaluations
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
