@@ -56,10 +56,12 @@ def write_colour_model(
     input_type: int = TensorProto.UINT8,
     classes: int = 3,
     repeats: int = 0,
+    fails_on_white: bool = False,
 ) -> Path:
     """Writes a model file that classifies an image by its mean colour: softmax of the scaled channel means.
 
     `repeats` adds useless matrix products of 512 × 512, to make the model slow on purpose (about 2 ms each on one core).
+    `fails_on_white` makes the session itself fail for a batch that holds a wholly white image.
     """
     spec = spec or colour_spec()
     height, width, channels = spec.input.shape
@@ -68,6 +70,7 @@ def write_colour_model(
         "weights": np.eye(channels, classes, dtype=np.float32),
         "square": np.full((512, 512), 1 / 512, np.float32),
         "zero": np.array(0, np.float32),
+        "dark": np.zeros(255, np.float32),
     }
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
@@ -77,9 +80,15 @@ def write_colour_model(
     ]
     for number in range(repeats):
         nodes += _useless_work(number)
-    nodes.append(helper.make_node("Softmax", [f"logits{repeats}"], ["probabilities"], axis=1))
+    logits = f"logits{repeats}"
+    if fails_on_white:
+        nodes += _failure_on_white(logits)
+        logits = "checked"
+    nodes.append(helper.make_node("Softmax", [logits], ["probabilities"], axis=1))
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     initializers.append(numpy_helper.from_array(np.array([1, 2], np.int64), "axes"))
+    initializers.append(numpy_helper.from_array(np.array([1, 2, 3], np.int64), "every_axis"))
+    initializers.append(numpy_helper.from_array(np.array([1], np.int64), "last"))
     graph = helper.make_graph(
         nodes,
         "colours",
@@ -104,4 +113,15 @@ def _useless_work(number: int) -> list[onnx.NodeProto]:
         helper.make_node("ReduceMax", [product], [peak], keepdims=0),
         helper.make_node("Mul", [peak, "zero"], [nothing]),
         helper.make_node("Add", [f"logits{number}", nothing], [f"logits{number + 1}"]),
+    ]
+
+
+def _failure_on_white(logits: str) -> list[onnx.NodeProto]:
+    """Adds 0 from a table of 255 entries, looked up by the darkest value of the image: 255 is out of its range."""
+    return [
+        helper.make_node("Cast", ["images"], ["levels"], to=TensorProto.INT32),
+        helper.make_node("ReduceMin", ["levels", "every_axis"], ["darkest"], keepdims=0),
+        helper.make_node("Gather", ["dark", "darkest"], ["row"]),
+        helper.make_node("Unsqueeze", ["row", "last"], ["column"]),
+        helper.make_node("Add", [logits, "column"], ["checked"]),
     ]

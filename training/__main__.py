@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -135,4 +136,6 @@ def _at_least(option: str, value: int, least: int) -> int:
 
 
 if __name__ == "__main__":
+    # Containers and schedulers stop with SIGTERM: tidy up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

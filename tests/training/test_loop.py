@@ -1,0 +1,84 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.batches import Batches
+from training.checkpoint import Checkpoint
+from training.errors import InputError, TrainingError
+from training.folder import read_folder
+from training.loop import Training, train_network
+from training.pixels import decode_files
+from training.recipes import DIGITS
+
+QUICK = replace(DIGITS, epochs=3, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def images(digits: Path) -> tuple[Batches, Batches]:
+    folder = read_folder(digits, seed=0)
+    train, validation = (decode_files(files, folder.labels, DIGITS.input) for files in (folder.train, folder.validation))
+    return Batches.of(train), Batches.of(validation)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def weights_of(training: Training) -> dict[str, torch.Tensor]:
+    return {f"{part}.{name}": value for part in ("network", "averaged") for name, value in training.state()[part].items()}
+
+
+def train(images: tuple[Batches, Batches], path: Path, seed: int = 0) -> dict[str, torch.Tensor]:
+    training = Training(QUICK, 10, seed)
+    train_network(training, *images, Checkpoint(path / "checkpoint", "settings"))
+    return weights_of(training)
+
+
+def test_a_seed_reproduces_the_weights_to_the_bit_and_another_does_not(images: tuple[Batches, Batches], tmp_path: Path) -> None:
+    runs = []
+    for number, seed in enumerate((0, 0, 1)):
+        (tmp_path / str(number)).mkdir()
+        runs.append(train(images, tmp_path / str(number), seed))
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+    assert not torch.equal(runs[0]["network.1.weight"], runs[2]["network.1.weight"])
+
+
+def test_a_network_learns_a_few_images_by_heart(images: tuple[Batches, Batches], tmp_path: Path) -> None:
+    plain = replace(DIGITS, epochs=40, batch_size=16, average_decay=0.9)
+    network = train_network(Training(plain, 10, 0), images[0], images[0], Checkpoint(tmp_path / "checkpoint", ""))
+    right = network(images[0].images / 255).argmax(dim=1) == images[0].classes
+    assert right.float().mean() > 0.9
+
+
+def test_the_best_epoch_is_kept_and_not_the_last(images: tuple[Batches, Batches], tmp_path: Path) -> None:
+    training = Training(QUICK, 10, 0)
+    train_network(training, *images, Checkpoint(tmp_path / "checkpoint", ""))
+    assert training.best is not None
+    assert not training.best.is_beaten_by(training.best.n_correct, training.best.loss)
+    assert training.best.is_beaten_by(training.best.n_correct + 1, training.best.loss + 1)
+    assert training.best.is_beaten_by(training.best.n_correct, training.best.loss - 0.1)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(images: tuple[Batches, Batches], tmp_path: Path) -> None:
+    training = Training(replace(QUICK, peak_learning_rate=1e30, warm_up=0.01), 10, 0)
+    with pytest.raises(TrainingError, match="the learning rate is too high"):
+        train_network(training, *images, Checkpoint(tmp_path / "checkpoint", ""))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "checkpoint", "these").save({})
+    with pytest.raises(InputError, match="other settings, data or versions"):
+        Checkpoint(tmp_path / "checkpoint", "those").load()
+
+
+def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_bytes(b"half")
+    with pytest.raises(InputError, match="start over with --fresh"):
+        Checkpoint(tmp_path / "checkpoint", "").load()

@@ -1,0 +1,101 @@
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from app.classifier import Classifier
+from app.spec import ModelSpec
+from tests.training.conftest import EPOCHS, ROOT
+from training.model_file import unfinished_beside, write_model
+
+
+def command(digits: Path, out: Path, *more: str) -> list[str | Path]:
+    options = ["--recipe", "digits", "--epochs", EPOCHS, "--threads", "1", *more]
+    return [sys.executable, "-m", "training", "train", digits, "--out", out, *options]
+
+
+def interrupt(arguments: list[str | Path], checkpoint: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Runs the command and sends the signal as soon as it has written a checkpoint."""
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert process.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(arguments, process.returncode, "", errors)
+
+
+def graph_bytes(path: Path) -> bytes:
+    return bytes(onnx.load(path).graph.SerializeToString(deterministic=True))
+
+
+def test_a_training_that_was_killed_and_terminated_ends_with_the_same_weights(
+    digits: Path, trained: Path, tmp_path: Path
+) -> None:
+    out, checkpoint = tmp_path / "digits.onnx", tmp_path / "digits.onnx.checkpoint"
+    assert interrupt(command(digits, out), checkpoint, signal.SIGKILL).returncode == -signal.SIGKILL
+    stopped = interrupt(command(digits, out), checkpoint, signal.SIGTERM)
+    assert stopped.returncode == 130
+    assert "the same command goes on" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
+
+    refused = subprocess.run(command(digits, out, "--seed", "1"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "other settings" in refused.stderr
+
+    done = subprocess.run(command(digits, out), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"epoch   1/{EPOCHS}" not in done.stderr
+    assert f"epoch  {EPOCHS}/{EPOCHS}" in done.stderr
+    assert graph_bytes(out) == graph_bytes(trained)
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
+
+
+def test_the_file_says_what_it_is_and_where_it_comes_from(trained: Path, digits: Path) -> None:
+    spec = Classifier.load(trained).spec
+    assert (spec.name, spec.labels) == ("digits", tuple("0123456789"))
+    assert [(figures.data, figures.n) for figures in spec.figures] == [("digits/validation", 10), ("digits/test", 50)]
+    assert spec.provenance.n_training_images == 70
+    assert (spec.provenance.seed, spec.provenance.recipe) == (0, f"digits, {EPOCHS} epochs")
+    assert {"python", "torch", "onnxruntime"} <= set(spec.provenance.libraries)
+    assert "agree on all 10 validation images" in spec.provenance.note
+    assert spec.accept is not None
+    assert spec.accept.chosen_on == "digits/validation"
+
+
+def test_the_goldens_are_files_of_the_validation_images(trained: Path, digits: Path) -> None:
+    goldens = Classifier.load(trained).spec.goldens
+    encoded = {path.read_bytes() for path in digits.glob("train/*/*.png")}
+    assert [golden.data in encoded for golden in goldens] == [True, True, True]
+    assert {int(np.argmax(golden.probabilities)) for golden in goldens} <= set(range(10))
+
+
+def test_nothing_but_the_model_file_is_left(trained: Path) -> None:
+    assert [path.name for path in trained.parent.iterdir()] == ["digits.onnx"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_half_written_one(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"the old one")
+    model = onnx.load(trained)
+    spec = ModelSpec.from_metadata({prop.key: prop.value for prop in model.metadata_props})
+    golden = spec.goldens[0].model_copy(update={"probabilities": spec.goldens[0].probabilities[::-1]})
+    with pytest.raises(Exception, match="golden image 1 is off"), unfinished_beside(out) as unfinished:
+        write_model(model, spec.model_copy(update={"goldens": (golden,)}), unfinished, threads=1)
+    assert out.read_bytes() == b"the old one"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_training_does_not_change_its_data(trained: Path, digits: Path) -> None:
+    assert len(list(digits.glob("*/*/*"))) == 130
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(digits.glob("*/*/*.png")))).hexdigest()
+    assert digest == "b475105ebf93792e9e905ecb8c78e1fdb4e10772c7268065d54018051034985c"
