@@ -39,8 +39,10 @@ def service(colours: Path) -> Iterator[ServiceProcess]:
 @pytest.fixture(scope="session")
 def slow_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One thread that needs about 0.3 s for an image, behind a queue of two; it counts as stalled after 0.1 s."""
-    model = write_colour_model(tmp_path_factory.mktemp("models") / "slow.onnx", repeats=120)
-    with serve(model=model, threads=1, max_batch_size=1, max_queue_size=2, stall_seconds=0.1) as process:
+    model = write_colour_model(tmp_path_factory.mktemp("models") / "slow.onnx", repeats=90)
+    with serve(
+        model=model, threads=1, max_batch_size=1, max_queue_size=2, stall_seconds=0.1, request_timeout_ms=60_000
+    ) as process:
         yield process
 
 

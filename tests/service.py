@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.schemas import Problem
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60  # of a machine that does much else
 _ADDRESS = re.compile(r"address\W+127\.0\.0\.1:(\d+)")
 
 

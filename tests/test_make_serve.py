@@ -26,7 +26,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in filter(None, listed.stdout.decode().split("\0")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).exists():
+        if (ROOT / name).is_file():
             shutil.copy2(ROOT / name, folder / name)
     return folder
 

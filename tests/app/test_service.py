@@ -58,9 +58,7 @@ def test_a_full_queue_answers_503_with_retry_after(slow_service: ServiceProcess)
 
 def test_a_deadline_that_passes_while_the_image_runs_answers_504(slow_service: ServiceProcess) -> None:
     before = images(slow_service, "expired"), images(slow_service, "classified")
-    begun = time.monotonic()
     assert_problem(ask(slow_service, **{"x-request-timeout-ms": "20"}), 504, "deadline_exceeded")
-    assert time.monotonic() - begun < 5
     wait_until_idle(slow_service)
     assert (images(slow_service, "expired"), images(slow_service, "classified")) == (before[0] + 1, before[1])
 
