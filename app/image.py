@@ -231,5 +231,6 @@ def _centred_box(image: Image.Image, spec: InputSpec) -> tuple[float, float, flo
     """The largest centred box of the target's shape, times `crop_fraction`, in source pixels."""
     scale = min(image.width / spec.width, image.height / spec.height) * spec.crop_fraction
     width, height = spec.width * scale, spec.height * scale
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    return left, top, left + width, top + height
+    # Rounding of floats must not put the box outside the image by a billionth of a pixel: Pillow refuses that.
+    left, top = max(0.0, (image.width - width) / 2), max(0.0, (image.height - height) / 2)
+    return left, top, min(left + width, image.width), min(top + height, image.height)

@@ -71,6 +71,7 @@ def test_probes_metrics_and_documentation_ask_no_key(stranger: httpx.Client, pat
 
 def test_the_log_as_text_has_one_readable_line_per_request_and_no_key(guarded: ServiceProcess, stranger: httpx.Client) -> None:
     stranger.get("/model", headers={"x-request-id": "readable", "x-api-key": "first-key"})
+    guarded.wait_for_text(re.compile("request_id=readable"))
     [line] = [line for line in guarded.lines if "request_id=readable" in line]
     assert line[2] == ":"
     for field in ("INFO", "request", "method=GET", "path=/model", "status=200", "milliseconds="):
