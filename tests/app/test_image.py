@@ -889,6 +889,5 @@ def test_the_three_errors_have_the_statuses_of_the_contract() -> None:
 
 def test_crop_never_leaves_an_image_of_any_size() -> None:
     spec = InputSpec(height=224, width=224, channels=1, resize="crop")
-    sizes = [(width, height) for width in range(1, 800, 37) for height in range(1, 800, 31)]
-    for size in sizes:  # 500 × 375 and many others put the box outside by 1e-14
-        assert fit(Image.new("L", size, 7), spec).max() == 7
+    for side in range(1, 400):  # 29 and others put the box outside by 1e-15
+        assert fit(Image.new("L", (side, side + 7), 7), spec).max() == 7
