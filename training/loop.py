@@ -5,7 +5,8 @@ resumed: every epoch seeds itself, and everything else that it depends on is in 
 """
 
 import math
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +17,14 @@ from torch.optim.swa_utils import AveragedModel
 from training.batches import Batches, compute_logits
 from training.checkpoint import Checkpoint
 from training.errors import TrainingError
-from training.networks import channels_last
-from training.progress import Progress
+from training.head import fit_head, seconds_per_epoch
+from training.networks import PretrainedNet, channels_last
+from training.progress import Progress, say
 from training.recipes import Recipe
+from training.run_report import Epoch
 from training.schedule import make_optimizer, moving_average, set_learning_rate
+
+MAX_EPOCHS = 100  # however long the time: more of the same images teaches nothing
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,32 @@ class Training:
         torch.manual_seed(seed)
         self.recipe, self.n_classes, self.seed = recipe, n_classes, seed
         self.network = channels_last(recipe.network.build(recipe.input, n_classes))
-        self.averaged = AveragedModel(self.network, multi_avg_fn=moving_average(recipe.average_decay), use_buffers=True)
+        self.averaged = self._average()
         self.optimizer = make_optimizer(self.network, recipe)
         self.epochs_done = 0
+        self.train_loss = 0.0  # mean over the steps of the last epoch
         self.best: Best | None = None
+        self.history: list[Epoch] = []
+
+    def start(self, train: Batches, validation: Batches, deadline: float | None) -> None:
+        """Fits a pretrained network's new classifier, which is the best so far, and plans as many epochs as there is time for.
+
+        `deadline` is on `time.monotonic`'s clock; None keeps the recipe's epochs.
+        """
+        if isinstance(self.recipe.network, PretrainedNet):
+            accuracy = fit_head(self.network, train, validation)
+            self.averaged = self._average()
+            self.validate(validation)
+            say(f"classifier on the pretrained features: accuracy {accuracy:.2%} on validation")
+        if deadline is not None:
+            seconds = seconds_per_epoch(self.network, train, validation, self.recipe.batch_size)
+            epochs = max(0, int((deadline - time.monotonic()) / seconds))
+            self.recipe = replace(self.recipe, epochs=min(epochs, MAX_EPOCHS))
+            say(f"an epoch takes {seconds:.1f} s: {self.recipe.epochs} fit into the time that is left")
+
+    def _average(self) -> AveragedModel:
+        average = moving_average(self.recipe.average_decay)
+        return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
     def run_epoch(self, train: Batches, progress: Progress) -> None:
         """One pass over the training images."""
@@ -55,12 +82,15 @@ class Training:
         generator = torch.Generator().manual_seed(epoch_seed)
         steps = train.steps(self.recipe.batch_size)
         self.network.train()
+        losses = []
         for step, (images, classes) in enumerate(train.shuffled(self.recipe.batch_size, generator)):
             set_learning_rate(self.optimizer, self.recipe, (self.epochs_done + step / steps) / self.recipe.epochs)
             images = self.recipe.augmentation(images, generator)
             loss = self._step(images.contiguous(memory_format=torch.channels_last), classes)
             progress.step(loss, len(images))
+            losses.append(loss)
         self.epochs_done += 1
+        self.train_loss = sum(losses) / len(losses)
 
     def _step(self, images: Tensor, classes: Tensor) -> float:
         loss = F.cross_entropy(self.network(images), classes, label_smoothing=self.recipe.label_smoothing)
@@ -73,7 +103,7 @@ class Training:
             raise TrainingError(f"the loss became {value} in epoch {self.epochs_done + 1}: the learning rate is too high")
         return value
 
-    def validate(self, validation: Batches, progress: Progress) -> None:
+    def validate(self, validation: Batches, progress: Progress | None = None) -> None:
         """Measures the averaged weights and keeps them if they are the best so far."""
         logits = compute_logits(self.averaged.module, validation)
         loss = F.cross_entropy(logits, validation.classes).item()
@@ -81,7 +111,10 @@ class Training:
         if self.best is None or self.best.is_beaten_by(n_correct, loss):
             weights = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
             self.best = Best(self.epochs_done, n_correct, loss, weights)
-        progress.epoch(self.epochs_done, n_correct / len(validation), loss)
+        if progress is not None:
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.history.append(Epoch(self.epochs_done, self.train_loss, loss, n_correct / len(validation), rate))
+            progress.epoch(self.epochs_done, n_correct / len(validation), loss)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain types."""
@@ -89,7 +122,9 @@ class Training:
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "epochs": self.recipe.epochs,
             "epochs_done": self.epochs_done,
+            "history": [asdict(epoch) for epoch in self.history],
             "best": self.best and asdict(self.best),
         }
 
@@ -98,7 +133,9 @@ class Training:
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.recipe = replace(self.recipe, epochs=state["epochs"])
         self.epochs_done = state["epochs_done"]
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best = state["best"] and Best(**state["best"])
 
     def best_network(self) -> nn.Module:
@@ -110,10 +147,14 @@ class Training:
         return network
 
 
-def train_network(training: Training, train: Batches, validation: Batches, checkpoint: Checkpoint) -> nn.Module:
+def train_network(
+    training: Training, train: Batches, validation: Batches, checkpoint: Checkpoint, deadline: float | None = None
+) -> nn.Module:
     """Runs the epochs that are left, from the checkpoint where there is one; returns the best network on validation."""
     state = checkpoint.load()
-    if state is not None:
+    if state is None:
+        training.start(train, validation, deadline)
+    else:
         training.restore(state)
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
         while training.epochs_done < training.recipe.epochs:

@@ -1,6 +1,7 @@
 """The networks: float images in, logits out. Scaling, temperature and softmax are added by `training.graph`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,22 @@ class PlainNet:
         if side < 1:
             raise InputError(f"the input is too small for {len(self.widths)} stages: use larger images or fewer stages")
         return side
+
+
+@dataclass(frozen=True)
+class PretrainedNet:
+    """A network of timm's that starts from pretrained weights; see `training.backbones`."""
+
+    name: str
+    weights: Literal["pip", "hub"]
+
+    def build(self, spec: InputSpec, n_classes: int) -> nn.Module:
+        """The module: float32 `(batch, 3, height, width)` in 0…1 → logits `(batch, classes)`."""
+        from training.backbones import load_backbone  # timm takes seconds to import, and the other networks need none of it
+
+        if spec.channels != 3:
+            raise InputError(f"{self.name} takes RGB images: use an input with 3 channels")
+        return load_backbone(self.name, classes=n_classes, weights=self.weights)
 
 
 class Crop(nn.Module):

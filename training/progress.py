@@ -1,5 +1,6 @@
 """What a person sees while a model is trained: a bar on a terminal, one line per epoch anywhere. All on stderr."""
 
+import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -7,6 +8,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -5,7 +5,7 @@ folder ─▶ pixels ─▶ loop ─▶ temperature ─▶ graph, compared with 
 """
 
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +24,18 @@ from training.evaluate import Evaluation, classify_all, evaluate
 from training.folder import read_folder
 from training.graph import Parity, ServedNetwork, check_parity, export_graph
 from training.loop import Training, train_network
+from training.memory import keep_freed_memory
 from training.model_file import make_goldens, put_in_place, unfinished_beside, write_model
 from training.networks import count_parameters
 from training.pixels import Samples, decode_files
+from training.progress import say
 from training.provenance import git_commit, library_versions
 from training.recipes import Recipe
+from training.report import write_report
+from training.run_report import Epoch, Measured, RunReport
 from training.table import format_skipped
+
+EXPORT_SECONDS = 15  # kept of the time for export, proof and measurement
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Order:
     seed: int
     threads: int
     fresh: bool
+    deadline: float | None = None  # on time.monotonic's clock, for everything
 
 
 @dataclass(frozen=True)
@@ -77,41 +84,57 @@ def train_model(order: Order) -> list[Evaluation]:
     Raises: TrainingError, ModelError.
     """
     torch.set_num_threads(order.threads)
+    keep_freed_memory()
     with unfinished_beside(order.out) as unfinished:
         data = _decode(order)
         checkpoint = Checkpoint(order.out.with_name(f"{order.out.name}.checkpoint"), _settings(order, data))
         if order.fresh:
             checkpoint.remove()
         training = Training(order.recipe, len(data.labels), order.seed)
-        _say(f"{count_parameters(training.network):,} parameters, {order.recipe.epochs} epochs, {order.threads} threads")
+        say(f"{count_parameters(training.network):,} parameters, {order.threads} threads")
         validation = Batches.of(data.validation)
-        network = train_network(training, Batches.of(data.train), validation, checkpoint)
+        deadline = None if order.deadline is None else order.deadline - EXPORT_SECONDS
+        network = train_network(training, Batches.of(data.train), validation, checkpoint, deadline)
         temperature = fit_temperature(compute_logits(network, validation), validation.classes)
         served = ServedNetwork(network, temperature)
         model = export_graph(served, order.recipe.input)
         parity = check_parity(model, served, data.validation.pixels)
-        draft = Draft(model, _describe(order, data, model, temperature, parity), unfinished, order.threads)
-        evaluations = _measure(draft, data, order.recipe.accept_precision)
+        spec = _describe(order, data, model, temperature, parity, training.recipe.epochs)
+        draft = Draft(model, spec, unfinished, order.threads)
+        classifier, evaluations = _measure(draft, data, order.recipe.accept_precision)
         put_in_place(unfinished, order.out)
         checkpoint.remove()
+    say(f"report: {write_report(_report(classifier, data, training.history), order.out)}")
     return evaluations
+
+
+def _report(classifier: Classifier, data: DataSet, history: Sequence[Epoch]) -> RunReport:
+    parts = [(name, part) for name, part in (("validation", data.validation), ("test", data.test)) if part]
+    measured = [Measured(f"{data.name}/{name}", classify_all(classifier, part.pixels), part) for name, part in parts]
+    return RunReport(
+        spec=classifier.spec,
+        sha256=classifier.sha256,
+        validation=measured[0],
+        test=measured[1] if data.test else None,
+        history=history,
+    )
 
 
 def _decode(order: Order) -> DataSet:
     folder = read_folder(order.root, seed=order.seed)
     labels, spec = folder.labels, order.recipe.input
-    _say(f"{len(labels)} classes: decoding {len(folder.train) + len(folder.validation) + len(folder.test):,} files")
+    say(f"{len(labels)} classes: decoding {len(folder.train) + len(folder.validation) + len(folder.test):,} files")
     train, validation = decode_files(folder.train, labels, spec), decode_files(folder.validation, labels, spec)
     test = decode_files(folder.test, labels, spec) if folder.test else None
     skipped = [one for samples in (train, validation, test) if samples for one in samples.skipped]
     if skipped:
-        _say(format_skipped(skipped))
+        say(format_skipped(skipped))
     missing = [
         label for label, count in zip(labels, np.bincount(train.classes, minlength=len(labels)), strict=True) if not count
     ]
     if missing:
         raise InputError(f"class {missing[0]!r} has no training image that can be read")
-    _say(f"{len(train):,} images to train on, {len(validation):,} to validate, {len(test) if test else 0:,} to test")
+    say(f"{len(train):,} images to train on, {len(validation):,} to validate, {len(test) if test else 0:,} to test")
     return DataSet(order.root.resolve().name, labels, train, validation, test)
 
 
@@ -128,7 +151,9 @@ def _settings(order: Order, data: DataSet) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _describe(order: Order, data: DataSet, model: onnx.ModelProto, temperature: float, parity: Parity) -> ModelSpec:
+def _describe(
+    order: Order, data: DataSet, model: onnx.ModelProto, temperature: float, parity: Parity, epochs: int
+) -> ModelSpec:
     """The spec, but for what only the file itself can tell."""
     return ModelSpec(
         name=order.name,
@@ -141,7 +166,7 @@ def _describe(order: Order, data: DataSet, model: onnx.ModelProto, temperature: 
         provenance=Provenance(
             data_digest=data.train.digest,
             n_training_images=len(data.train),
-            recipe=f"{order.recipe.name}, {order.recipe.epochs} epochs",
+            recipe=f"{order.recipe.name}, {epochs} epochs",
             seed=order.seed,
             git_commit=git_commit(),
             libraries=library_versions(),
@@ -151,20 +176,15 @@ def _describe(order: Order, data: DataSet, model: onnx.ModelProto, temperature: 
     )
 
 
-def _measure(draft: Draft, data: DataSet, accept_precision: float) -> list[Evaluation]:
+def _measure(draft: Draft, data: DataSet, accept_precision: float) -> tuple[Classifier, list[Evaluation]]:
     """Chooses the accept threshold, measures the file on validation and, once, on test, and writes both into it."""
     chosen_on = f"{data.name}/validation"
     probabilities = classify_all(draft.write(), data.validation.pixels)
     accept = choose_threshold(probabilities, data.validation.classes, precision=accept_precision, chosen_on=chosen_on)
     if accept is None:
-        _say(f"no accept threshold: none is right {accept_precision:.1%} of the time on validation")
+        say(f"no accept threshold: none is right {accept_precision:.1%} of the time on validation")
     classifier = draft.write(accept=accept)
     evaluations = [evaluate(classifier, data.validation, chosen_on)]
     if data.test:
         evaluations.append(evaluate(classifier, data.test, f"{data.name}/test"))
-    draft.write(accept=accept, figures=tuple(evaluation.as_figures() for evaluation in evaluations))
-    return evaluations
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return draft.write(accept=accept, figures=tuple(evaluation.as_figures() for evaluation in evaluations)), evaluations

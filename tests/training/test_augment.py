@@ -51,3 +51,12 @@ def test_a_shift_moves_by_no_more_than_its_share_of_the_side() -> None:
 def test_each_change_of_the_digits_recipe_has_an_effect(name: str) -> None:
     alone = replace(Augmentation(), **{name: getattr(DIGITS.augmentation, name)})
     assert (alone(IMAGES, seeded()) - IMAGES).abs().mean() > 0.005
+
+
+def test_mirroring_turns_some_images_and_leaves_the_others() -> None:
+    images = torch.rand(32, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+    changed = Augmentation(mirror=True)(images, torch.Generator().manual_seed(0))
+    turned = [torch.allclose(one, other.flip(2), atol=1e-5) for one, other in zip(changed, images, strict=True)]
+    kept = [torch.allclose(one, other, atol=1e-5) for one, other in zip(changed, images, strict=True)]
+    assert all(a != b for a, b in zip(turned, kept, strict=True))
+    assert 8 <= sum(turned) <= 24

@@ -83,7 +83,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         (["--threads", "0"], "--threads must be at least 1, not 0"),
         (["--name", "My Model"], "'My Model' cannot be a model's name"),
         (["--version", "x" * 65], "--version must have 1 to 64 characters"),
-        (["--recipe", "cats"], "there is no recipe 'cats': take one of digits"),
+        (["--recipe", "cats"], "there is no recipe 'cats': take one of photos, digits"),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -57,7 +57,7 @@ def test_a_training_that_was_killed_and_terminated_ends_with_the_same_weights(
     assert f"epoch   1/{EPOCHS}" not in done.stderr
     assert f"epoch  {EPOCHS}/{EPOCHS}" in done.stderr
     assert graph_bytes(out) == graph_bytes(trained)
-    assert [path.name for path in tmp_path.iterdir()] == ["digits.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.html", "digits.onnx"]
 
 
 def test_the_file_says_what_it_is_and_where_it_comes_from(trained: Path, digits: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_goldens_are_files_of_the_validation_images(trained: Path, digits: P
 
 
 def test_nothing_but_the_model_file_is_left(trained: Path) -> None:
-    assert [path.name for path in trained.parent.iterdir()] == ["digits.onnx"]
+    assert sorted(path.name for path in trained.parent.iterdir()) == ["digits.html", "digits.onnx"]
 
 
 def test_a_failure_leaves_the_old_file_and_no_half_written_one(trained: Path, tmp_path: Path) -> None:
