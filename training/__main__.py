@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app.errors import ConvServeError
+from training.audit import format_audit, run_audit
 from training.errors import InputError, TrainingError
 from training.evaluate import evaluate_file, format_evaluation
 from training.recipe_names import RECIPE_NAMES
@@ -31,6 +32,14 @@ at once, at the end. An interrupted training goes on where it was when the same 
 
 example: python -m training train mnist --recipe digits --out models/digits.onnx"""
 
+AUDIT = """\
+Looks at every file of DATA and says what is wrong: files that cannot be read, animations, tiny images, the same picture
+twice, in train and test, or under two labels, classes that are too small. Changes nothing. Does not need torch.
+
+example: python -m training audit mnist --strict"""
+
+DATA = "folder with one folder of images (or videos) per class, a .zip of it, or a CSV with path,label[,split][,group]"
+
 EVALUATE = """\
 Measures a model file on labelled images, exactly as it is served: accuracy with its interval, precision, recall and
 F1 of each class, calibration (ECE), the commonest mistakes. Does not need torch.
@@ -48,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 failed, 2 what was given cannot be used, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return {"train": _train, "evaluate": _evaluate, "quantize": _quantize}[options.command](options)
+        return {"audit": _audit, "train": _train, "evaluate": _evaluate, "quantize": _quantize}[options.command](options)
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -68,9 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m training", description=DESCRIPTION)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | evaluate | quantize", parser_class=_Parser)
+    metavar = "audit | train | evaluate | quantize"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=_Parser)
+    audit = commands.add_parser("audit", help="look for what is wrong with a data set", description=AUDIT)
+    audit.add_argument("data", type=Path, metavar="DATA", help=DATA)
+    audit.add_argument("--json", metavar="FILE", help="write the findings as JSON too; - writes only them, to stdout")
+    audit.add_argument("--strict", action="store_true", help="exit with 1 when there are errors or warnings")
     train = commands.add_parser("train", help="train a model on a folder of images", description=TRAIN)
-    train.add_argument("data", type=Path, metavar="DATA", help="folder with one folder of images per class")
+    train.add_argument("data", type=Path, metavar="DATA", help=DATA)
     default = RECIPE_NAMES[0]
     train.add_argument("--recipe", default=default, help=f"how to train: {', '.join(RECIPE_NAMES)} (default: {default})")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
@@ -80,10 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="the model's name (default: that of FILE)")
     train.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     train.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads (default: all)")
+    train.add_argument("--write-split", type=Path, metavar="FILE", help="write the parts as a CSV that DATA can be next time")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
     measure = commands.add_parser("evaluate", help="measure a model file", description=EVALUATE)
     measure.add_argument("model", type=Path, metavar="MODEL", help="the model file (.onnx)")
-    measure.add_argument("data", type=Path, metavar="DATA", help="folder with one folder of images per class")
+    measure.add_argument("data", type=Path, metavar="DATA", help=DATA)
     parts = ("train", "validation", "test", "all")
     measure.add_argument("--split", choices=parts, default="test", help="which images of DATA (default: test)")
     measure.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - writes only them, to stdout")
@@ -125,12 +140,21 @@ def _train(options: argparse.Namespace) -> int:
         seed=_at_least("--seed", options.seed, 0),
         threads=_at_least("--threads", options.threads, 1),
         fresh=options.fresh,
+        split=options.write_split,
         deadline=None if options.minutes is None else started + 60 * options.minutes,
     )
     for evaluation in train_model(order):
         print(format_evaluation(evaluation), end="\n\n")
     print(f"wrote {order.out} ({order.out.stat().st_size / 1000:,.0f} kB)")
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    audit = run_audit(options.data)
+    print(audit.as_json() if options.json == "-" else format_audit(audit))
+    if options.json not in (None, "-"):
+        _write(Path(options.json), audit.as_json())
+    return 1 if options.strict and not audit.is_clean else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ folder ─────┴─decode, fit─▶ pixels ──classifier──▶ p
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from app.image import Pixels
 from app.spec import Figures, ModelSpec
 from training.errors import InputError
 from training.figures import Scores, score
-from training.folder import Part, read_part
+from training.folder import Part
 from training.pixels import Samples, decode_files
+from training.sources import open_part
 from training.table import format_scores
 
 BATCH = 256  # images; only memory and speed depend on it
@@ -73,11 +74,12 @@ def evaluate_file(path: Path, root: Path, part: Part | Literal["all"]) -> tuple[
         classifier = Classifier.load(path, device="cpu", threads=os.cpu_count() or 1)
     except ModelError as error:
         raise InputError(str(error)) from error
-    files = read_part(root, part, seed=classifier.spec.provenance.seed)
-    unknown = sorted({file.label for file in files} - set(classifier.spec.labels))
-    if unknown:
-        raise InputError(f"{root} has classes that the model does not know: {', '.join(unknown)}")
-    samples = decode_files(files, classifier.spec.labels, classifier.spec.input)
+    with open_part(root, part, seed=classifier.spec.provenance.seed) as (files, videos):
+        unknown = sorted({file.label for file in files} - set(classifier.spec.labels))
+        if unknown:
+            raise InputError(f"{root} has classes that the model does not know: {', '.join(unknown)}")
+        samples = decode_files(files, classifier.spec.labels, classifier.spec.input)
+    samples = replace(samples, skipped=(*videos, *samples.skipped))
     return evaluate(classifier, samples, f"{root.resolve().name}/{part}"), samples
 
 

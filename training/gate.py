@@ -21,10 +21,10 @@ from app.spec import Golden, InputSpec, ModelSpec
 from training.errors import InputError
 from training.evaluate import classify_all, evaluate
 from training.figures import Indices
-from training.folder import read_part
 from training.model_file import put_in_place, unfinished_beside, write_model
 from training.pixels import Samples, decode_files
 from training.quantize import quantize_graph
+from training.sources import open_part
 
 DEFAULT_GATE = 0.5  # points of accuracy
 DEFAULT_IMAGES = 32
@@ -199,14 +199,14 @@ def quantize_samples(
 
 
 def _samples(root: Path, part: str, spec: ModelSpec, limit: int | None = None) -> Samples:
-    files = read_part(root, "train" if part == "train" else "validation", seed=spec.provenance.seed)
-    unknown = sorted({file.label for file in files} - set(spec.labels))
-    if unknown:
-        raise InputError(f"{root} has classes that the model does not know: {', '.join(unknown)}")
-    if limit is not None:
-        chosen = np.random.default_rng(spec.provenance.seed).permutation(len(files))[:limit]
-        files = tuple(files[index] for index in chosen)
-    return decode_files(files, spec.labels, spec.input)
+    with open_part(root, "train" if part == "train" else "validation", seed=spec.provenance.seed) as (files, _):
+        unknown = sorted({file.label for file in files} - set(spec.labels))
+        if unknown:
+            raise InputError(f"{root} has classes that the model does not know: {', '.join(unknown)}")
+        if limit is not None:
+            chosen = np.random.default_rng(spec.provenance.seed).permutation(len(files))[:limit]
+            files = tuple(files[index] for index in chosen)
+        return decode_files(files, spec.labels, spec.input)
 
 
 def make_golden(session: ort.InferenceSession, encoded: bytes, spec: InputSpec, tolerance: float) -> Golden:

@@ -21,18 +21,19 @@ from training.calibrate import choose_threshold, fit_temperature
 from training.checkpoint import Checkpoint
 from training.errors import InputError
 from training.evaluate import Evaluation, classify_all, evaluate
-from training.folder import read_folder
+from training.folder import Folder
 from training.graph import Parity, ServedNetwork, check_parity, export_graph
 from training.loop import Training, train_network
 from training.memory import keep_freed_memory
 from training.model_file import make_goldens, put_in_place, unfinished_beside, write_model
 from training.networks import count_parameters
-from training.pixels import Samples, decode_files
+from training.pixels import Samples, Skipped, decode_files
 from training.progress import say
 from training.provenance import git_commit, library_versions
 from training.recipes import Recipe
 from training.report import write_report
 from training.run_report import Epoch, Measured, RunReport
+from training.sources import open_data
 from training.table import format_skipped
 
 EXPORT_SECONDS = 15  # kept of the time for export, proof and measurement
@@ -51,6 +52,7 @@ class Order:
     threads: int
     fresh: bool
     deadline: float | None = None  # on time.monotonic's clock, for everything
+    split: Path | None = None  # where to write which file is in which part
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ def train_model(order: Order) -> list[Evaluation]:
     """
     torch.set_num_threads(order.threads)
     keep_freed_memory()
-    with unfinished_beside(order.out) as unfinished:
-        data = _decode(order)
+    data_set = open_data(order.root, seed=order.seed, split=order.split)
+    with unfinished_beside(order.out) as unfinished, data_set as (folder, videos):  # open to the end: goldens are read anew
+        data = _decode(order, folder, videos)
         checkpoint = Checkpoint(order.out.with_name(f"{order.out.name}.checkpoint"), _settings(order, data))
         if order.fresh:
             checkpoint.remove()
@@ -120,13 +123,12 @@ def _report(classifier: Classifier, data: DataSet, history: Sequence[Epoch]) -> 
     )
 
 
-def _decode(order: Order) -> DataSet:
-    folder = read_folder(order.root, seed=order.seed)
+def _decode(order: Order, folder: Folder, videos: Sequence[Skipped]) -> DataSet:
     labels, spec = folder.labels, order.recipe.input
     say(f"{len(labels)} classes: decoding {len(folder.train) + len(folder.validation) + len(folder.test):,} files")
     train, validation = decode_files(folder.train, labels, spec), decode_files(folder.validation, labels, spec)
     test = decode_files(folder.test, labels, spec) if folder.test else None
-    skipped = [one for samples in (train, validation, test) if samples for one in samples.skipped]
+    skipped = [*videos, *(one for samples in (train, validation, test) if samples for one in samples.skipped)]
     if skipped:
         say(format_skipped(skipped))
     missing = [

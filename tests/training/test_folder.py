@@ -1,10 +1,12 @@
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from training.errors import InputError
-from training.folder import Files, read_folder, read_part
+from training.folder import Files, Folder, Part
+from training.sources import open_data, open_part
 
 
 def fill(root: Path, **classes: int) -> Path:
@@ -17,6 +19,16 @@ def fill(root: Path, **classes: int) -> Path:
 
 def count(files: Files, label: str) -> int:
     return sum(file.label == label for file in files)
+
+
+def read_folder(root: Path, *, seed: int) -> Folder:
+    with open_data(root, seed=seed) as (folder, _):
+        return folder
+
+
+def read_part(root: Path, part: Part | Literal["all"], *, seed: int) -> Files:
+    with open_part(root, part, seed=seed) as (files, _):
+        return files
 
 
 def test_a_folder_without_parts_is_parted_class_by_class(tmp_path: Path) -> None:

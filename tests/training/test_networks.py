@@ -22,6 +22,7 @@ def test_the_digits_network_has_the_layers_and_weights_it_should_have() -> None:
 
 
 def test_the_digits_network_sees_the_middle_and_the_one_without_margin_is_blind_to_right_and_bottom() -> None:
+    assert isinstance(DIGITS.network, PlainNet)
     for margin, seen in ((DIGITS.network.margin, range(3, 25)), (0, range(22))):
         torch.manual_seed(0)
         images = torch.rand(1, 1, 28, 28, requires_grad=True)
