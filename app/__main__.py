@@ -28,12 +28,18 @@ KEEP_ALIVE_SECONDS = 75
 class DrainingServer(uvicorn.Server):
     """uvicorn, but on SIGTERM first unready, then still serving for `drain_seconds`, then finishing what it accepted.
 
-    SIGINT (Ctrl-C) skips the wait. Exit code 0 either way.
+    SIGINT (Ctrl-C) skips the wait, a second one what is being answered too. Exit code 0 either way.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says that it serves when the engine is warm and the port listens, not before."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            _announce(self._service, sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         """Called in the main thread, between two bytecodes of whatever runs there."""
@@ -42,6 +48,7 @@ class DrainingServer(uvicorn.Server):
             asyncio.get_running_loop().call_soon_threadsafe(self._drain)
         else:
             self._service.draining = True
+            self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
 
     def _drain(self) -> None:
@@ -61,9 +68,7 @@ def main() -> int:
     except (ModelError, SettingsError) as error:
         print(f"convserve: {error}", file=sys.stderr)
         return 1
-    service: Service = app.state.service
-    _announce(service, listener.getsockname()[1])
-    DrainingServer(_uvicorn_config(app, settings), service).run(sockets=[listener])
+    DrainingServer(_uvicorn_config(app, settings), app.state.service).run(sockets=[listener])
     log.info("stopped")
     return 0
 

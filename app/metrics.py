@@ -51,7 +51,10 @@ class Metrics:
             registry=registry,
         )
         self.predictions = Counter(
-            "convserve_predictions", f"Top labels; the rarer than {MAX_LABELS} are one.", ["label"], registry=registry
+            "convserve_predictions",
+            f"Top labels; classes from the {MAX_LABELS + 1}th on are counted as one.",
+            ["label"],
+            registry=registry,
         )
         self.top_probability = Histogram(
             "convserve_top_probability", "Probability of the top label.", buckets=PROBABILITY_BUCKETS, registry=registry

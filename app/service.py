@@ -55,7 +55,8 @@ class Service:
             max_queue_size=settings.max_queue_size,
             max_pixels=settings.max_pixels,
         )
-        limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, settings.max_images_per_request)
+        max_images = min(settings.max_images_per_request, settings.max_queue_size)  # more would be refused for ever
+        limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images)
         service = cls(settings, classifier, engine, metrics, limits, keys)
         service._describe()
         return service

@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     body_timeout_ms: float = Field(default=30_000, gt=0, description="how long a request body may take to arrive")
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="bytes of one request body")
     max_pixels: int = Field(default=50_000_000, ge=1, description="pixels of one image, by its header")
-    max_images_per_request: int = Field(default=64, ge=1, description="images of one /predict/batch request")
+    max_images_per_request: int = Field(
+        default=64, ge=1, description="images of one /predict/batch request; never more than MAX_QUEUE_SIZE"
+    )
     drain_seconds: float = Field(
         default=5, ge=0, description="serving goes on this long after SIGTERM, until load balancers have noticed"
     )
@@ -47,12 +49,12 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = "json"
 
     @classmethod
-    def load(cls, environment: Mapping[str, str] = os.environ) -> Self:
+    def load(cls) -> Self:
         """Settings from the environment.
 
         Raises: SettingsError that names the variable and says what it takes.
         """
-        _refuse_unknown(environment, known={PREFIX + name.upper() for name in cls.model_fields})
+        _refuse_unknown(os.environ, known={PREFIX + name.upper() for name in cls.model_fields})
         try:
             return cls()
         except ValidationError as error:

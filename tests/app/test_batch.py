@@ -1,5 +1,7 @@
 """`POST /predict/batch`: one result or one problem per image, in order, and all or nothing at the door."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 
@@ -83,12 +85,24 @@ def test_what_is_no_form_answers_415(client: httpx.Client, content_type: str) ->
     assert "multipart/form-data" in assert_problem(response, 415, "unsupported_image").detail
 
 
-def test_a_batch_that_the_queue_cannot_take_is_refused_as_a_whole(
+def test_a_batch_that_the_queue_cannot_take_now_is_refused_as_a_whole(
     slow_service: ServiceProcess, slow_client: httpx.Client
 ) -> None:
     before = slow_service.metric("convserve_images_total", outcome="classified")
-    response = slow_client.post("/predict/batch", files=files(*REDS[:3]))  # the queue takes two
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(httpx.post, f"{slow_service.url}/predict", content=REDS[0], timeout=30, trust_env=False)
+        while httpx.get(f"{slow_service.url}/health", trust_env=False).json()["queue"]["in_progress"] == 0:
+            assert not running.done()
+        response = slow_client.post("/predict/batch", files=files(*REDS[:2]))  # the queue takes two, and one is running
+        assert running.result().status_code == 200
     assert_problem(response, 503, "overloaded")
     assert int(response.headers["retry-after"]) >= 1
     assert len(answer_of(slow_client.post("/predict/batch", files=files(*REDS[:2]))).results) == 2
-    assert slow_service.metric("convserve_images_total", outcome="classified") == before + 2
+    assert slow_service.metric("convserve_images_total", outcome="classified") == before + 3
+
+
+def test_more_images_than_the_queue_ever_takes_are_too_many(slow_client: httpx.Client) -> None:
+    assert (
+        "at most 2 images"
+        in assert_problem(slow_client.post("/predict/batch", files=files(*REDS[:3])), 413, "too_large").detail
+    )

@@ -224,3 +224,19 @@ def test_a_draining_service_answers_as_before_and_logs_that_it_drains(colours: P
         assert_problem(client.post("/predict", content=b"text"), 415, "unsupported_image")
         process.send(signal.SIGTERM)
         assert process.wait() == 0
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_body_that_never_comes() -> None:
+    with serve() as process:
+        connection = process.connection()
+        connection.putrequest("POST", "/predict")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"half")
+        process.wait_for_metric("convserve_requests_in_progress", 2)  # it, and the one that asks
+        begun = time.monotonic()
+        process.send(signal.SIGINT)
+        time.sleep(0.5)
+        process.send(signal.SIGINT)
+        assert process.wait() == 0
+        assert time.monotonic() - begun < 20  # the body would have had 30 s
+        connection.close()
