@@ -26,6 +26,7 @@ WHOLE = InputSpec(height=4096, width=4096, channels=3)  # so large that no JPEG 
 MIN_SIDE = 8  # pixels
 MAX_ASPECT = 10
 MAX_IMBALANCE = 10
+MIN_AROUND_STRAY = 100  # files
 MAX_EXAMPLES = 3  # of a kind, in the table
 
 RULES = {  # error: figures would be wrong, or training refuses; warning: an image is left out or used in part
@@ -43,6 +44,7 @@ RULES = {  # error: figures would be wrong, or training refuses; warning: an ima
     "duplicate": ("note", "the same picture"),
     "hidden_file": ("note", "hidden files are left out"),
     "near_duplicate": ("note", "nearly the same picture"),
+    "stray_format": ("note", "the only {} among {:,} files: look whether it is a placeholder"),
     "wrong_suffix": ("note", "the content is {}"),
 }
 
@@ -83,6 +85,7 @@ def run_audit(source: Path) -> Audit:
         *(_find("unreadable", [video.path], video.reason) for video in skipped),
         *(_find("hidden_file", [path]) for path in hidden),
         *(finding for _, of_file in looks for finding in of_file),
+        *_find_strays([one.path for one in listing]),
         *_find_repeated(images),
         *_find_uneven(listing, [one for one, _ in images]),
     ]
@@ -109,6 +112,15 @@ def _shown(names: Sequence[str], separator: str) -> str:
 def _find(kind: str, paths: Iterable[Path] = (), *values: object) -> Finding:
     severity, sentence = RULES[kind]
     return Finding(kind, severity, tuple(map(str, paths)), sentence.format(*values))
+
+
+def _find_strays(paths: Sequence[Path]) -> Iterator[Finding]:
+    """Among many files, the one of a format of its own, such as a web site's picture that says "not found"."""
+    formats = [Image.registered_extensions().get(path.suffix.lower(), path.suffix) for path in paths]
+    counts = Counter(formats)
+    for path, form in zip(paths, formats, strict=True):
+        if counts[form] == 1 and len(paths) >= MIN_AROUND_STRAY:
+            yield _find("stray_format", [path], form, len(paths))
 
 
 def _look_at(path: Path) -> tuple[Fingerprint | None, list[Finding]]:

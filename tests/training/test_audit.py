@@ -240,3 +240,12 @@ def test_five_thousand_files_take_little_memory_each(pets: Path) -> None:
     tracemalloc.stop()
     assert [(one.kind, len(one.paths)) for one in audit.findings][1:] == [("duplicate", 1251)] * 4
     assert peak / 5000 < 6000 * max(1, (os.cpu_count() or 1) / 8)  # bytes
+
+
+def test_the_only_file_of_its_format_among_many_is_noted(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    write_images(root, "cat", 60)
+    write_images(root, "dog", 60, first=60)
+    assert findings(root) == []
+    Image.new("RGB", (30, 20), "red").save(root / "dog" / "imageNotFound.gif")
+    assert findings(root) == [("note", "stray_format", ("dog/imageNotFound.gif",))]
