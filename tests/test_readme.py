@@ -38,5 +38,8 @@ def test_the_curl_of_the_readme_gives_its_answer(picture: str) -> None:
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
-    for name in set(re.findall(r"(?:docs|models|app)/[\w./-]+\.(?:png|jpg|onnx|py|md)", README)) - {"models/mine.onnx", "models/mine.html"}:
+    for name in set(re.findall(r"(?:docs|models|app)/[\w./-]+\.(?:png|jpg|onnx|py|md)", README)) - {
+        "models/mine.onnx",
+        "models/mine.html",
+    }:
         assert Path(ROOT, name).is_file(), name
