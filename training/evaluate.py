@@ -85,13 +85,17 @@ def evaluate_file(path: Path, root: Path, part: Part | Literal["all"]) -> tuple[
 
 def evaluate(classifier: Classifier, samples: Samples, data: str) -> Evaluation:
     """Measures a loaded model on decoded images; `data` names them."""
-    probabilities = classify_all(classifier, samples.pixels)
-    rule = classifier.spec.accept
+    return score_answers(classifier.spec, classifier.sha256, classify_all(classifier, samples.pixels), samples, data)
+
+
+def score_answers(spec: ModelSpec, sha256: str, probabilities: Probabilities, samples: Samples, data: str) -> Evaluation:
+    """As `evaluate`, from what the model file already answered, float32 `(n, classes)`."""
+    rule = spec.accept
     accepted = probabilities.max(axis=1) >= (rule.threshold if rule else 0)
     right = probabilities.argmax(axis=1) == samples.classes
     return Evaluation(
-        spec=classifier.spec,
-        sha256=classifier.sha256,
+        spec=spec,
+        sha256=sha256,
         data=data,
         scores=score(probabilities, samples.classes),
         accepted=int(accepted.sum()),

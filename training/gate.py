@@ -19,7 +19,7 @@ from app.errors import ModelError
 from app.image import Pixels, decode, fit
 from app.spec import Golden, InputSpec, ModelSpec
 from training.errors import InputError
-from training.evaluate import classify_all, evaluate
+from training.evaluate import Evaluation, classify_all, score_answers
 from training.figures import Indices
 from training.model_file import put_in_place, unfinished_beside, write_model
 from training.pixels import Samples, decode_files
@@ -184,16 +184,18 @@ def quantize_samples(
         goldens = [make_golden(session, golden.data, spec.input, GOLDEN_TOLERANCE) for golden in spec.goldens]
         spec = spec.model_copy(update={"goldens": tuple(goldens)})
         after = write_model(after_file, spec, unfinished, threads=threads)
+        answers = classify_all(after, validation.pixels)
         verdict = judge(
             classify_all(before, validation.pixels),
-            classify_all(after, validation.pixels),
+            answers,
             validation.classes,
             speed=compare_speed(before_file, after_file, validation.pixels[0]),
             sizes=(source.stat().st_size, unfinished.stat().st_size),
             gate_points=gate_points,
         )
         if verdict.kept:
-            write_model(after_file, _describe(after, validation, data, verdict, len(calibration)), unfinished, threads=threads)
+            measured = score_answers(after.spec, after.sha256, answers, validation, data)
+            write_model(after_file, _describe(measured, verdict, len(calibration)), unfinished, threads=threads)
             put_in_place(unfinished, out)
     return verdict
 
@@ -216,15 +218,15 @@ def make_golden(session: ort.InferenceSession, encoded: bytes, spec: InputSpec, 
     return Golden.of(encoded, [round(float(probability), 7) for probability in probabilities], tolerance)
 
 
-def _describe(after: Classifier, validation: Samples, data: str, verdict: QuantizeVerdict, n_calibration: int) -> ModelSpec:
+def _describe(measured: Evaluation, verdict: QuantizeVerdict, n_calibration: int) -> ModelSpec:
     """The spec with what is true of the int8 model alone: its own figures, and how it was made."""
-    spec = after.spec
+    spec = measured.spec
     note = (
         f"int8 by training.quantize on {n_calibration} images: accuracy {verdict.accuracy_before:.4f} → "
-        f"{verdict.accuracy_after:.4f} on {verdict.n} images of {data}, "
+        f"{verdict.accuracy_after:.4f} on {verdict.n} images of {measured.data}, "
         f"{verdict.speed.median:.2f} times as fast on the machine that made it"
     )
     measured_by = f"python -m training quantize, onnxruntime {ort.__version__} on the CPU"
-    figures = evaluate(after, validation, data).as_figures().model_copy(update={"measured_by": measured_by})
+    figures = measured.as_figures().model_copy(update={"measured_by": measured_by})
     provenance = spec.provenance.model_copy(update={"note": "; ".join(filter(None, [spec.provenance.note, note]))})
     return spec.model_copy(update={"figures": (figures,), "provenance": provenance})

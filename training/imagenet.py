@@ -21,7 +21,7 @@ from app.spec import AcceptRule, Golden, InputSpec, ModelSpec, Provenance
 from training.backbones import load_backbone
 from training.calibrate import choose_threshold
 from training.errors import InputError, TrainingError
-from training.evaluate import classify_all, evaluate
+from training.evaluate import classify_all, score_answers
 from training.figures import Indices
 from training.folder import LabelledFile
 from training.gate import make_golden, open_session, quantize_samples
@@ -153,8 +153,11 @@ def _finish(source: Path, out: Path, samples: Samples, data: str) -> None:
         precision=PRECISION,
         chosen_on=f"every second of {len(samples)} photographs of {data}, probably trained on",
     )
-    figures = evaluate(classifier, samples, f"{data} (probably trained on)").as_figures()
-    figures = figures.model_copy(update={"measured_by": "python -m training.imagenet, through app.classifier on the CPU"})
+    name = f"{data} (probably trained on)"
+    measured = score_answers(classifier.spec, classifier.sha256, probabilities, samples, name)
+    figures = measured.as_figures().model_copy(
+        update={"measured_by": "python -m training.imagenet, through app.classifier on the CPU"}
+    )
     spec = classifier.spec.model_copy(update={"accept": rule, "figures": (figures,)})
     with unfinished_beside(out) as unfinished:
         write_model(model, spec, unfinished, threads=1)

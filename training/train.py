@@ -20,7 +20,7 @@ from training.batches import Batches, compute_logits
 from training.calibrate import choose_threshold, fit_temperature
 from training.checkpoint import Checkpoint
 from training.errors import InputError
-from training.evaluate import Evaluation, classify_all, evaluate
+from training.evaluate import Evaluation, classify_all, score_answers
 from training.folder import Folder
 from training.graph import Parity, ServedNetwork, check_parity, export_graph
 from training.loop import Training, train_network
@@ -32,7 +32,7 @@ from training.progress import say
 from training.provenance import git_commit, library_versions
 from training.recipes import Recipe
 from training.report import write_report
-from training.run_report import Epoch, Measured, RunReport
+from training.run_report import Measured, RunReport
 from training.sources import open_data
 from training.table import format_skipped
 
@@ -104,23 +104,13 @@ def train_model(order: Order) -> list[Evaluation]:
         parity = check_parity(model, served, data.validation.pixels)
         spec = _describe(order, data, model, temperature, parity, training.recipe.epochs)
         draft = Draft(model, spec, unfinished, order.threads)
-        classifier, evaluations = _measure(draft, data, order.recipe.accept_precision)
+        classifier, evaluations, answered = _measure(draft, data, order.recipe.accept_precision)
         put_in_place(unfinished, order.out)
         checkpoint.remove()
-    say(f"report: {write_report(_report(classifier, data, training.history), order.out)}")
+    test = answered[1] if len(answered) > 1 else None
+    report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history)
+    say(f"report: {write_report(report, order.out)}")
     return evaluations
-
-
-def _report(classifier: Classifier, data: DataSet, history: Sequence[Epoch]) -> RunReport:
-    parts = [(name, part) for name, part in (("validation", data.validation), ("test", data.test)) if part]
-    measured = [Measured(f"{data.name}/{name}", classify_all(classifier, part.pixels), part) for name, part in parts]
-    return RunReport(
-        spec=classifier.spec,
-        sha256=classifier.sha256,
-        validation=measured[0],
-        test=measured[1] if data.test else None,
-        history=history,
-    )
 
 
 def _decode(order: Order, folder: Folder, videos: Sequence[Skipped]) -> DataSet:
@@ -178,15 +168,17 @@ def _describe(
     )
 
 
-def _measure(draft: Draft, data: DataSet, accept_precision: float) -> tuple[Classifier, list[Evaluation]]:
-    """Chooses the accept threshold, measures the file on validation and, once, on test, and writes both into it."""
-    chosen_on = f"{data.name}/validation"
-    probabilities = classify_all(draft.write(), data.validation.pixels)
-    accept = choose_threshold(probabilities, data.validation.classes, precision=accept_precision, chosen_on=chosen_on)
+def _measure(draft: Draft, data: DataSet, accept_precision: float) -> tuple[Classifier, list[Evaluation], list[Measured]]:
+    """Lets the file answer validation and, once, test; writes the accept threshold and the figures into it."""
+    parts = [(name, part) for name, part in (("validation", data.validation), ("test", data.test)) if part]
+    unmeasured = draft.write()
+    answered = [Measured(f"{data.name}/{name}", classify_all(unmeasured, part.pixels), part) for name, part in parts]
+    chosen_on = answered[0]
+    truth = chosen_on.samples.classes
+    accept = choose_threshold(chosen_on.probabilities, truth, precision=accept_precision, chosen_on=chosen_on.data)
     if accept is None:
         say(f"no accept threshold: none is right {accept_precision:.1%} of the time on validation")
-    classifier = draft.write(accept=accept)
-    evaluations = [evaluate(classifier, data.validation, chosen_on)]
-    if data.test:
-        evaluations.append(evaluate(classifier, data.test, f"{data.name}/test"))
-    return draft.write(accept=accept, figures=tuple(evaluation.as_figures() for evaluation in evaluations)), evaluations
+    spec = unmeasured.spec.model_copy(update={"accept": accept})
+    evaluations = [score_answers(spec, unmeasured.sha256, one.probabilities, one.samples, one.data) for one in answered]
+    figures = tuple(evaluation.as_figures() for evaluation in evaluations)
+    return draft.write(accept=accept, figures=figures), evaluations, answered
