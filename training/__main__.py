@@ -1,4 +1,4 @@
-"""The command line of training: `python -m training train | evaluate | quantize`. Torch is imported by `train` alone."""
+"""The command line, `python -m training audit | train | evaluate | quantize`. Torch is imported by `train` alone."""
 
 import argparse
 import math

@@ -70,17 +70,33 @@ def evaluate_file(path: Path, root: Path, part: Part | Literal["all"]) -> tuple[
 
     Raises: InputError.
     """
+    classifier = open_model(path)
+    samples = read_samples(root, part, classifier.spec)
+    return evaluate(classifier, samples, f"{root.resolve().name}/{part}"), samples
+
+
+def open_model(path: Path) -> Classifier:
+    """Loads a model file that a person named, on all cores. Raises: InputError."""
     try:
-        classifier = Classifier.load(path, device="cpu", threads=os.cpu_count() or 1)
+        return Classifier.load(path, device="cpu", threads=os.cpu_count() or 1)
     except ModelError as error:
         raise InputError(str(error)) from error
-    with open_part(root, part, seed=classifier.spec.provenance.seed) as (files, videos):
-        unknown = sorted({file.label for file in files} - set(classifier.spec.labels))
+
+
+def read_samples(root: Path, part: Part | Literal["all"], spec: ModelSpec, *, limit: int | None = None) -> Samples:
+    """The images of one part of a data set, as the model sees them; at most `limit`, drawn by the model's own seed.
+
+    Raises: InputError, also when a class is none of the model's.
+    """
+    with open_part(root, part, seed=spec.provenance.seed) as (files, videos):
+        unknown = sorted({file.label for file in files} - set(spec.labels))
         if unknown:
             raise InputError(f"{root} has classes that the model does not know: {', '.join(unknown)}")
-        samples = decode_files(files, classifier.spec.labels, classifier.spec.input)
-    samples = replace(samples, skipped=(*videos, *samples.skipped))
-    return evaluate(classifier, samples, f"{root.resolve().name}/{part}"), samples
+        if limit is not None:
+            chosen = np.random.default_rng(spec.provenance.seed).permutation(len(files))[:limit]
+            files = tuple(files[index] for index in chosen)
+        samples = decode_files(files, spec.labels, spec.input)
+    return replace(samples, skipped=(*videos, *samples.skipped))
 
 
 def evaluate(classifier: Classifier, samples: Samples, data: str) -> Evaluation:

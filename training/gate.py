@@ -15,16 +15,14 @@ import onnx
 import onnxruntime as ort
 
 from app.classifier import INPUT, OUTPUT, Classifier, Probabilities
-from app.errors import ModelError
-from app.image import Pixels, decode, fit
-from app.spec import Golden, InputSpec, ModelSpec
+from app.image import Pixels
+from app.spec import ModelSpec
 from training.errors import InputError
-from training.evaluate import Evaluation, classify_all, score_answers
+from training.evaluate import Evaluation, classify_all, open_model, read_samples, score_answers
 from training.figures import Indices
-from training.model_file import put_in_place, unfinished_beside, write_model
-from training.pixels import Samples, decode_files
+from training.model_file import make_golden, put_in_place, unfinished_beside, write_model
+from training.pixels import Samples
 from training.quantize import quantize_graph
-from training.sources import open_part
 
 DEFAULT_GATE = 0.5  # points of accuracy
 DEFAULT_IMAGES = 32
@@ -163,12 +161,9 @@ def quantize_file(
     """
     if not MIN_IMAGES <= n_images <= MAX_IMAGES:
         raise InputError(f"--images must be between {MIN_IMAGES} and {MAX_IMAGES}, not {n_images}")
-    try:
-        spec = Classifier.load(source, device="cpu").spec
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    calibration = _samples(root, "train", spec, limit=n_images)
-    validation = _samples(root, "validation", spec)
+    spec = open_model(source).spec
+    calibration = read_samples(root, "train", spec, limit=n_images)
+    validation = read_samples(root, "validation", spec)
     return quantize_samples(source, out, calibration.pixels, validation, f"{root.resolve().name}/validation", gate_points)
 
 
@@ -198,24 +193,6 @@ def quantize_samples(
             write_model(after_file, _describe(measured, verdict, len(calibration)), unfinished, threads=threads)
             put_in_place(unfinished, out)
     return verdict
-
-
-def _samples(root: Path, part: str, spec: ModelSpec, limit: int | None = None) -> Samples:
-    with open_part(root, "train" if part == "train" else "validation", seed=spec.provenance.seed) as (files, _):
-        unknown = sorted({file.label for file in files} - set(spec.labels))
-        if unknown:
-            raise InputError(f"{root} has classes that the model does not know: {', '.join(unknown)}")
-        if limit is not None:
-            chosen = np.random.default_rng(spec.provenance.seed).permutation(len(files))[:limit]
-            files = tuple(files[index] for index in chosen)
-        return decode_files(files, spec.labels, spec.input)
-
-
-def make_golden(session: ort.InferenceSession, encoded: bytes, spec: InputSpec, tolerance: float) -> Golden:
-    """The encoded image with what the session answers to it."""
-    batch = fit(decode(encoded, spec), spec)[np.newaxis]
-    probabilities: Probabilities = session.run([OUTPUT], {INPUT: batch})[0][0]
-    return Golden.of(encoded, [round(float(probability), 7) for probability in probabilities], tolerance)
 
 
 def _describe(measured: Evaluation, verdict: QuantizeVerdict, n_calibration: int) -> ModelSpec:

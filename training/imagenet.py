@@ -24,9 +24,9 @@ from training.errors import InputError, TrainingError
 from training.evaluate import classify_all, score_answers
 from training.figures import Indices
 from training.folder import LabelledFile
-from training.gate import make_golden, open_session, quantize_samples
+from training.gate import open_session, quantize_samples
 from training.graph import ServedNetwork, check_parity, export_graph
-from training.model_file import GOLDEN_TOLERANCE, put_in_place, unfinished_beside, write_model
+from training.model_file import GOLDEN_TOLERANCE, make_golden, put_in_place, unfinished_beside, write_model
 from training.pixels import Samples, decode_files
 from training.provenance import git_commit, library_versions
 

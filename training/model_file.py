@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 from PIL import Image
 
-from app.classifier import INPUT, OUTPUT, Classifier
+from app.classifier import INPUT, OUTPUT, Classifier, Probabilities
 from app.image import Pixels, decode, fit
 from app.spec import Golden, InputSpec, ModelSpec
 from training.errors import InputError
@@ -60,14 +60,15 @@ def put_in_place(unfinished: Path, out: Path) -> None:
 def make_goldens(model: onnx.ModelProto, spec: InputSpec, samples: Samples) -> tuple[Golden, ...]:
     """Images of up to three classes, with what onnxruntime answers to them through the whole path from their bytes."""
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    goldens = []
-    for index in _choose_samples(samples):
-        encoded = _encode(samples.paths[index], samples.pixels[index])
-        pixels = fit(decode(encoded, spec), spec)
-        probabilities = session.run([OUTPUT], {INPUT: pixels[np.newaxis]})[0][0]
-        rounded = [round(float(probability), 7) for probability in probabilities]
-        goldens.append(Golden.of(encoded, rounded, GOLDEN_TOLERANCE))
-    return tuple(goldens)
+    encoded = [_encode(samples.paths[index], samples.pixels[index]) for index in _choose_samples(samples)]
+    return tuple(make_golden(session, one, spec, GOLDEN_TOLERANCE) for one in encoded)
+
+
+def make_golden(session: ort.InferenceSession, encoded: bytes, spec: InputSpec, tolerance: float) -> Golden:
+    """The encoded image with what the session answers to it."""
+    batch = fit(decode(encoded, spec), spec)[np.newaxis]
+    probabilities: Probabilities = session.run([OUTPUT], {INPUT: batch})[0][0]
+    return Golden.of(encoded, [round(float(probability), 7) for probability in probabilities], tolerance)
 
 
 def _choose_samples(samples: Samples) -> list[int]:
