@@ -24,7 +24,7 @@ from training.pixels import Samples, decode_files
 from training.sources import open_part
 from training.table import format_scores
 
-BATCH = 256  # images; only memory and speed depend on it
+BATCH = 64  # images; only memory and speed depend on it
 
 
 @dataclass(frozen=True)

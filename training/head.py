@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.backbones import Backbone
-from training.batches import Batches, to_float
+from training.batches import EVALUATION_BATCH, Batches, to_float
 
-BATCH = 32  # images; only memory depends on it
 DECAY = 1e-3  # half the weight of the squared weights beside the mean loss
 ITERATIONS = 200  # of L-BFGS, which stops by itself before
 
 
-def fit_head(network: nn.Module, train: Batches, validation: Batches) -> float:
-    """Puts the best linear classifier of the pooled features into the network; returns its accuracy on validation.
+def fit_head(network: nn.Module, train: Batches) -> None:
+    """Puts the best linear classifier of the pooled features into the network.
 
     A convex problem: the same features give the same classifier, whatever the seed.
     """
@@ -37,9 +36,6 @@ def fit_head(network: nn.Module, train: Batches, validation: Batches) -> float:
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.inference_mode():
-        found = classifier(_features(network, validation, mirror=False)).argmax(dim=1)
-    return float((found == validation.classes).float().mean())
 
 
 def seconds_per_epoch(network: nn.Module, train: Batches, validation: Batches, batch_size: int) -> float:
@@ -60,6 +56,6 @@ def seconds_per_epoch(network: nn.Module, train: Batches, validation: Batches, b
 def _features(network: Backbone, batches: Batches, *, mirror: bool) -> Tensor:
     """The pooled features, float32 `(n, features)`."""
     network.eval()
-    views = (images.flip(3) if mirror else images for images in torch.split(batches.images, BATCH))
+    views = (images.flip(3) if mirror else images for images in torch.split(batches.images, EVALUATION_BATCH))
     pooled = [network.pool(network.features(to_float(view).contiguous(memory_format=torch.channels_last))) for view in views]
     return torch.cat(pooled)

@@ -51,7 +51,6 @@ class Training:
         self.averaged = self._average()
         self.optimizer = make_optimizer(self.network, recipe)
         self.epochs_done = 0
-        self.train_loss = 0.0  # mean over the steps of the last epoch
         self.best: Best | None = None
         self.history: list[Epoch] = []
 
@@ -61,10 +60,10 @@ class Training:
         `deadline` is on `time.monotonic`'s clock; None keeps the recipe's epochs.
         """
         if isinstance(self.recipe.network, PretrainedNet):
-            accuracy = fit_head(self.network, train, validation)
+            fit_head(self.network, train)
             self.averaged = self._average()
-            self.validate(validation)
-            say(f"classifier on the pretrained features: accuracy {accuracy:.2%} on validation")
+            loss, accuracy = self._validate(validation)
+            say(f"classifier on the pretrained features: validation: loss {loss:.4f}, accuracy {accuracy:.2%}")
         if deadline is not None:
             seconds = seconds_per_epoch(self.network, train, validation, self.recipe.batch_size)
             epochs = max(0, int((deadline - time.monotonic()) / seconds))
@@ -75,8 +74,16 @@ class Training:
         average = moving_average(self.recipe.average_decay)
         return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
-    def run_epoch(self, train: Batches, progress: Progress) -> None:
-        """One pass over the training images."""
+    def run_epoch(self, train: Batches, validation: Batches, progress: Progress) -> None:
+        """One pass over the training images, and what it came to on validation."""
+        train_loss = self._pass_over(train, progress)
+        loss, accuracy = self._validate(validation)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.history.append(Epoch(self.epochs_done, train_loss, loss, accuracy, rate))
+        progress.epoch(self.history[-1])
+
+    def _pass_over(self, train: Batches, progress: Progress) -> float:
+        """Takes every step of an epoch; returns their mean loss."""
         epoch_seed = self.seed * 100_003 + self.epochs_done  # no two seeds share an epoch
         torch.manual_seed(epoch_seed)
         generator = torch.Generator().manual_seed(epoch_seed)
@@ -90,7 +97,7 @@ class Training:
             progress.step(loss, len(images))
             losses.append(loss)
         self.epochs_done += 1
-        self.train_loss = sum(losses) / len(losses)
+        return sum(losses) / len(losses)
 
     def _step(self, images: Tensor, classes: Tensor) -> float:
         loss = F.cross_entropy(self.network(images), classes, label_smoothing=self.recipe.label_smoothing)
@@ -103,18 +110,15 @@ class Training:
             raise TrainingError(f"the loss became {value} in epoch {self.epochs_done + 1}: the learning rate is too high")
         return value
 
-    def validate(self, validation: Batches, progress: Progress | None = None) -> None:
-        """Measures the averaged weights and keeps them if they are the best so far."""
+    def _validate(self, validation: Batches) -> tuple[float, float]:
+        """Measures the averaged weights and keeps them if they are the best so far; returns their loss and accuracy."""
         logits = compute_logits(self.averaged.module, validation)
         loss = F.cross_entropy(logits, validation.classes).item()
         n_correct = int((logits.argmax(dim=1) == validation.classes).sum())
         if self.best is None or self.best.is_beaten_by(n_correct, loss):
             weights = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
             self.best = Best(self.epochs_done, n_correct, loss, weights)
-        if progress is not None:
-            rate = self.optimizer.param_groups[0]["lr"]
-            self.history.append(Epoch(self.epochs_done, self.train_loss, loss, n_correct / len(validation), rate))
-            progress.epoch(self.epochs_done, n_correct / len(validation), loss)
+        return loss, n_correct / len(validation)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain types."""
@@ -158,7 +162,6 @@ def train_network(
         training.restore(state)
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
         while training.epochs_done < training.recipe.epochs:
-            training.run_epoch(train, progress)
-            training.validate(validation, progress)
+            training.run_epoch(train, validation, progress)
             checkpoint.save(training.state())
     return training.best_network()

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from training.run_report import Epoch
+
 
 def say(line: str) -> None:
     """One line on stderr."""
@@ -35,23 +37,20 @@ class Progress:
 
     def step(self, loss: float, n_images: int) -> None:
         """One batch of `n_images` is done."""
-        self._losses.append(loss)
         self._n_images += n_images
         self._bar.update(self._task, advance=1, loss=f"loss {loss:.3f}")
 
-    def epoch(self, number: int, accuracy: float, loss: float) -> None:
-        """Epoch `number` (from 1) is done and validated."""
+    def epoch(self, done: Epoch) -> None:
+        """An epoch is done and validated."""
         rate = self._n_images / (time.perf_counter() - self._started)
-        mean = sum(self._losses) / len(self._losses)
         self._console.print(
-            f"epoch {number:>3}/{self._epochs}  loss {mean:.4f}  validation: loss {loss:.4f}, "
-            f"accuracy {accuracy:.2%}  {rate:,.0f} images/s",
+            f"epoch {done.number:>3}/{self._epochs}  loss {done.train_loss:.4f}  "
+            f"validation: loss {done.validation_loss:.4f}, accuracy {done.accuracy:.2%}  {rate:,.0f} images/s",
             soft_wrap=True,
         )
-        self._bar.update(self._task, completed=number * self._steps, description=f"epoch {number}/{self._epochs}")
+        self._bar.update(self._task, completed=done.number * self._steps, description=f"epoch {done.number}/{self._epochs}")
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        self._losses: list[float] = []
         self._n_images = 0
         self._started = time.perf_counter()
