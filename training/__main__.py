@@ -89,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--recipe", default=default, help=f"how to train: {', '.join(RECIPE_NAMES)} (default: {default})")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
     train.add_argument("--seed", type=int, default=0, help="of the weights, the order and the parts (default: 0)")
+    train.add_argument("--network", help="instead of the recipe's: seed, residual, or the name of a network of timm's")
+    train.add_argument("--weights", help="of a timm network: hub (its own, downloaded; the default), pip, or a file")
+    train.add_argument("--depth", type=int, help="of seed: stages; of residual: layers, one of 8, 14, 20, 26, 32, …")
+    train.add_argument("--width", type=int, help="of seed and residual: channels of the first stage; the next ones double")
+    train.add_argument("--size", type=int, help="side of the network's images in pixels (default: the recipe's)")
+    train.add_argument("--balanced", action="store_true", help="let every class count the same, however few its images")
+    train.add_argument("--patience", type=int, help="stop after so many epochs without a better one")
     train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")
     train.add_argument("--minutes", type=float, help="instead: as many passes as fit into this time, all steps included")
     train.add_argument("--name", help="the model's name (default: that of FILE)")
@@ -121,10 +128,10 @@ def _train(options: argparse.Namespace) -> int:
     started = time.monotonic()
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise InputError(f"--minutes must be more than 0, not {options.minutes:g}")
-    from training.recipes import find_recipe
+    from training.recipes import Changes, find_recipe
     from training.train import Order, train_model
 
-    recipe = find_recipe(options.recipe, epochs=options.epochs)
+    recipe = find_recipe(options.recipe, Changes(**{name: getattr(options, name) for name in Changes.__dataclass_fields__}))
     name = options.name or options.out.stem
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
         raise InputError(f"{name!r} cannot be a model's name: take a-z, 0-9 and . _ - with --name")

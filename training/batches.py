@@ -28,6 +28,10 @@ class Batches:
     def __len__(self) -> int:
         return len(self.classes)
 
+    def class_weights(self, n_classes: int) -> Tensor:
+        """float32 `(n_classes,)`: with them every class counts the same in a loss, however many images it has."""
+        return len(self) / (n_classes * torch.bincount(self.classes, minlength=n_classes).clamp_min(1))
+
     def steps(self, size: int) -> int:
         """The batches of an epoch: what does not fill the last one is left out, unless it is the only one."""
         return max(1, len(self) // size)

@@ -1,9 +1,7 @@
-"""What a pretrained network brings before any of its weights is changed: a new classifier on its features, and a clock.
+"""What a pretrained network brings before any of its weights is changed: a new classifier on its features.
 
 Features are computed once for each image and its mirror image, so the classifier costs seconds.
 """
-
-import time
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ DECAY = 1e-3  # half the weight of the squared weights beside the mean loss
 ITERATIONS = 200  # of L-BFGS, which stops by itself before
 
 
-def fit_head(network: nn.Module, train: Batches) -> None:
+def fit_head(network: nn.Module, train: Batches, class_weights: Tensor | None = None) -> None:
     """Puts the best linear classifier of the pooled features into the network.
 
     A convex problem: the same features give the same classifier, whatever the seed.
@@ -31,25 +29,11 @@ def fit_head(network: nn.Module, train: Batches) -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(classifier(features), classes) + DECAY / 2 * classifier.weight.square().sum()
+        loss = F.cross_entropy(classifier(features), classes, class_weights) + DECAY / 2 * classifier.weight.square().sum()
         torch.autograd.backward(loss)
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-
-
-def seconds_per_epoch(network: nn.Module, train: Batches, validation: Batches, batch_size: int) -> float:
-    """How long an epoch will take: a step forward and backward, without an update, times the steps, and the validation."""
-    images, classes = to_float(train.images[:batch_size]), train.classes[:batch_size]
-    images = images.contiguous(memory_format=torch.channels_last)
-    network.train()
-    for _ in range(2):  # the first is slow
-        begun = time.monotonic()
-        torch.autograd.backward(F.cross_entropy(network(images), classes))
-        step = time.monotonic() - begun
-    network.zero_grad()
-    # Forward is a third of a step.
-    return step * (train.steps(batch_size) + len(validation) / 3 / len(images))
 
 
 @torch.no_grad()

@@ -4,7 +4,9 @@ The same recipe, data, seed, versions and thread count give the same weights to 
 resumed: every epoch seeds itself, and everything else that it depends on is in the checkpoint.
 """
 
+import copy
 import math
+import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from training.batches import Batches, compute_logits
 from training.checkpoint import Checkpoint
 from training.errors import TrainingError
-from training.head import fit_head, seconds_per_epoch
+from training.head import fit_head
 from training.networks import PretrainedNet, channels_last
 from training.progress import Progress, say
 from training.recipes import Recipe
@@ -25,6 +27,7 @@ from training.run_report import Epoch
 from training.schedule import make_optimizer, moving_average, set_learning_rate
 
 MAX_EPOCHS = 100  # however long the time: more of the same images teaches nothing
+TIMED_SECONDS = 2.0  # spent on finding out how long a step takes; two steps at least
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, n_classes: int, seed: int) -> None:
         torch.manual_seed(seed)
+        self.class_weights: Tensor | None = None
         self.recipe, self.n_classes, self.seed = recipe, n_classes, seed
         self.network = channels_last(recipe.network.build(recipe.input, n_classes))
         self.averaged = self._average()
@@ -60,15 +64,36 @@ class Training:
         `deadline` is on `time.monotonic`'s clock; None keeps the recipe's epochs.
         """
         if isinstance(self.recipe.network, PretrainedNet):
-            fit_head(self.network, train)
+            fit_head(self.network, train, self.class_weights)
             self.averaged = self._average()
             loss, accuracy = self._validate(validation)
             say(f"classifier on the pretrained features: validation: loss {loss:.4f}, accuracy {accuracy:.2%}")
         if deadline is not None:
-            seconds = seconds_per_epoch(self.network, train, validation, self.recipe.batch_size)
-            epochs = max(0, int((deadline - time.monotonic()) / seconds))
-            self.recipe = replace(self.recipe, epochs=min(epochs, MAX_EPOCHS))
+            seconds = self._time_epoch(train, validation)
+            self.plan(deadline, seconds, at_most=MAX_EPOCHS)
             say(f"an epoch takes {seconds:.1f} s: {self.recipe.epochs} fit into the time that is left")
+
+    def plan(self, deadline: float, seconds_per_epoch: float, at_most: int) -> None:
+        """Sets the number of epochs to what ends before `deadline`: at least one where there is nothing yet to keep."""
+        more = max(0 if self.best else 1, int((deadline - time.monotonic()) / seconds_per_epoch))
+        self.recipe = replace(self.recipe, epochs=min(self.epochs_done + more, at_most))
+
+    def _time_epoch(self, train: Batches, validation: Batches) -> float:
+        """Seconds, from a few real steps that are then undone."""
+        before = copy.deepcopy(self.state())
+        self.network.train()
+        seconds: list[float] = []
+        begun = time.monotonic()
+        for images, classes in train.shuffled(self.recipe.batch_size, torch.Generator().manual_seed(self.seed)):
+            step_begun = time.monotonic()
+            self._step(*self._vary(images, classes, torch.Generator().manual_seed(self.seed)))
+            seconds.append(time.monotonic() - step_begun)
+            if len(seconds) > 1 and time.monotonic() - begun > TIMED_SECONDS:
+                break
+        self.restore(before)
+        step = statistics.median(seconds[1:] or seconds)  # the first is slow
+        # Forward is a third of a step.
+        return step * (train.steps(self.recipe.batch_size) + len(validation) / 3 / self.recipe.batch_size)
 
     def _average(self) -> AveragedModel:
         average = moving_average(self.recipe.average_decay)
@@ -92,15 +117,20 @@ class Training:
         losses = []
         for step, (images, classes) in enumerate(train.shuffled(self.recipe.batch_size, generator)):
             set_learning_rate(self.optimizer, self.recipe, (self.epochs_done + step / steps) / self.recipe.epochs)
-            images = self.recipe.augmentation(images, generator)
-            loss = self._step(images.contiguous(memory_format=torch.channels_last), classes)
+            loss = self._step(*self._vary(images, classes, generator))
             progress.step(loss, len(images))
             losses.append(loss)
         self.epochs_done += 1
         return sum(losses) / len(losses)
 
-    def _step(self, images: Tensor, classes: Tensor) -> float:
-        loss = F.cross_entropy(self.network(images), classes, label_smoothing=self.recipe.label_smoothing)
+    def _vary(self, images: Tensor, classes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images = self.recipe.augmentation(images, generator)
+        images, targets = self.recipe.mixing(images, classes, self.n_classes)
+        return images.contiguous(memory_format=torch.channels_last), targets
+
+    def _step(self, images: Tensor, targets: Tensor) -> float:
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(self.network(images), targets, weight=self.class_weights, label_smoothing=smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
@@ -119,6 +149,12 @@ class Training:
             weights = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
             self.best = Best(self.epochs_done, n_correct, loss, weights)
         return loss, n_correct / len(validation)
+
+    @property
+    def is_over(self) -> bool:
+        """All epochs are done, or the last `patience` of them brought nothing better."""
+        patience, best = self.recipe.patience, self.best.epoch if self.best else 0
+        return self.epochs_done >= self.recipe.epochs or (patience is not None and self.epochs_done - best >= patience)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain types."""
@@ -156,12 +192,18 @@ def train_network(
 ) -> nn.Module:
     """Runs the epochs that are left, from the checkpoint where there is one; returns the best network on validation."""
     state = checkpoint.load()
+    if training.recipe.balanced:
+        training.class_weights = train.class_weights(training.n_classes)
     if state is None:
         training.start(train, validation, deadline)
     else:
         training.restore(state)
+    begun, done_before = time.monotonic(), training.epochs_done
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
-        while training.epochs_done < training.recipe.epochs:
+        while not training.is_over:
             training.run_epoch(train, validation, progress)
+            if state is None and deadline is not None:
+                seconds = (time.monotonic() - begun) / (training.epochs_done - done_before)
+                training.plan(deadline, seconds, at_most=training.recipe.epochs)
             checkpoint.save(training.state())
     return training.best_network()

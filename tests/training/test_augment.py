@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from training.augment import Augmentation
+from training.augment import Augmentation, Mixing
 from training.recipes import DIGITS
 
 IMAGES = torch.rand(16, 1, 28, 28, generator=torch.Generator().manual_seed(1))
@@ -60,3 +60,46 @@ def test_mirroring_turns_some_images_and_leaves_the_others() -> None:
     kept = [torch.allclose(one, other, atol=1e-5) for one, other in zip(changed, images, strict=True)]
     assert all(a != b for a, b in zip(turned, kept, strict=True))
     assert 8 <= sum(turned) <= 24
+
+
+def test_a_shift_alone_moves_whole_pixels_and_keeps_the_image_sharp() -> None:
+    changed = Augmentation(shift=0.1, outside="reflection")(IMAGES, seeded())
+    # Every tone of the middle is one of the image.
+    for one, before in zip(changed[..., 4:-4, 4:-4], IMAGES, strict=True):
+        assert (one.reshape(-1, 1) - before.reshape(1, -1)).abs().min(dim=1).values.max() < 1e-4
+    assert (changed - IMAGES).abs().mean() > 0.1
+
+
+def test_erasing_puts_a_grey_square_of_its_share_into_every_image() -> None:
+    changed = Augmentation(erase=0.5)(torch.zeros(200, 3, 28, 28), seeded())
+    erased = changed == 0.5
+    assert torch.equal(changed > 0.4, erased)
+    sizes = erased[:, 0].sum(dim=(1, 2))
+    assert sizes.min() >= 7 * 7 - 14
+    assert sizes.max() == 14 * 14
+    assert len(set(sizes.tolist())) > 10
+
+
+def test_rand_augment_changes_images_and_keeps_their_range() -> None:
+    torch.manual_seed(0)
+    changed = Augmentation(rand_augment=2)(RED + 0.3, seeded())
+    assert changed.shape == RED.shape
+    assert 0 <= changed.min() < changed.max() <= 1
+
+
+@pytest.mark.parametrize(("mixing", "keeps_tones"), [(Mixing(mixup_alpha=1.0), False), (Mixing(cutmix_alpha=1.0), True)])
+def test_mixing_shares_the_labels_as_it_shares_the_pixels(mixing: Mixing, keeps_tones: bool) -> None:
+    torch.manual_seed(2)
+    classes = torch.arange(4)
+    images = classes.float().view(4, 1, 1, 1).expand(4, 1, 40, 40) / 4  # each tone is a class
+    mixed, targets = mixing(images, classes, 4)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close((targets * classes / 4).sum(dim=1), mixed.mean(dim=(1, 2, 3)), atol=1e-5, rtol=0)
+    assert (targets.max(dim=1).values < 1).all()
+    assert set(mixed.flatten().tolist()).issubset({0.0, 0.25, 0.5, 0.75}) is keeps_tones
+
+
+def test_no_mixing_leaves_class_indices() -> None:
+    images, classes = Mixing()(IMAGES, torch.arange(16), 16)
+    assert images is IMAGES
+    assert classes.dtype == torch.int64

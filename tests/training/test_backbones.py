@@ -48,7 +48,7 @@ def test_weights_come_from_a_file(tmp_path: Path, suffix: str) -> None:
     network, path = timm.create_model(SMALL).eval(), tmp_path / f"weights{suffix}"
     state = network.state_dict()
     safetensors.torch.save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
-    backbone = load_backbone(SMALL, weights=path)
+    backbone = load_backbone(SMALL, weights=str(path))
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         expected = network((images - backbone.mean) / backbone.std)
@@ -78,4 +78,4 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         (other, "not of this network"),
     ]:
         with pytest.raises(InputError, match=sentence):
-            load_backbone(weights=path)
+            load_backbone(weights=str(path))

@@ -12,7 +12,7 @@ from app.classifier import Classifier
 from training.__main__ import main
 from training.backbones import load_backbone
 from training.batches import Batches, compute_logits
-from training.head import fit_head, seconds_per_epoch
+from training.head import fit_head
 from training.memory import keep_freed_memory
 
 SIDE = 224
@@ -66,14 +66,6 @@ def test_the_same_features_give_the_same_classifier_whatever_the_seed() -> None:
         fit_head(network, batches(0, 3))
         weights.append(network.classifier.weight.detach().clone())
     assert torch.equal(*weights)
-
-
-def test_measuring_the_time_of_an_epoch_changes_no_weight() -> None:
-    network = load_backbone(classes=2)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert seconds_per_epoch(network, batches(0, 2), batches(2, 1), batch_size=4) > 0
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(not parameter.grad.any() for parameter in network.parameters() if parameter.grad is not None)
 
 
 def test_minutes_decide_how_many_epochs_a_photograph_model_gets(

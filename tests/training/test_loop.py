@@ -83,3 +83,36 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(tmp_path: Path) -> Non
     (tmp_path / "checkpoint").write_bytes(b"half")
     with pytest.raises(InputError, match="start over with --fresh"):
         Checkpoint(tmp_path / "checkpoint", "").load()
+
+
+def test_timing_an_epoch_changes_nothing(images: tuple[Batches, Batches]) -> None:
+    training, untouched = Training(QUICK, 10, 0), Training(QUICK, 10, 0)
+    assert 0 < training._time_epoch(*images) < 60
+    before, after = weights_of(untouched), weights_of(training)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not training.optimizer.state
+
+
+def test_patience_ends_a_training_that_gets_no_better(images: tuple[Batches, Batches], tmp_path: Path) -> None:
+    stuck = replace(QUICK, peak_learning_rate=1e-12, epochs=9, patience=2)
+    training = Training(stuck, 10, 0)
+    train_network(training, *images, Checkpoint(tmp_path / "checkpoint", ""))
+    assert training.best is not None
+    assert training.epochs_done == training.best.epoch + 2 < 9
+
+
+def test_sgd_and_balanced_classes_train_too(images: tuple[Batches, Batches], tmp_path: Path) -> None:
+    recipe = replace(QUICK, optimizer="sgd", balanced=True, epochs=1)
+    training = Training(recipe, 10, 0)
+    train_network(training, *images, Checkpoint(tmp_path / "checkpoint", ""))
+    assert isinstance(training.optimizer, torch.optim.SGD)
+    assert training.class_weights is not None
+    assert training.history[0].train_loss > 0
+
+
+def test_class_weights_make_every_class_count_the_same() -> None:
+    batches = Batches(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1]))
+    weights = batches.class_weights(3)
+    sums = [float(weights[batches.classes][batches.classes == number].sum()) for number in (0, 1)]
+    assert sums[0] == pytest.approx(sums[1])
+    assert weights.isfinite().all()

@@ -83,7 +83,14 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         (["--threads", "0"], "--threads must be at least 1, not 0"),
         (["--name", "My Model"], "'My Model' cannot be a model's name"),
         (["--version", "x" * 65], "--version must have 1 to 64 characters"),
-        (["--recipe", "cats"], "there is no recipe 'cats': take one of photos, digits"),
+        (["--recipe", "photos", "--network", "resnet"], "timm has no network 'resnet': did you mean"),
+        (["--network", "resnet18"], "resnet18 takes RGB images"),
+        (["--network", "residual", "--depth", "9"], "--depth of residual must be one of 8, 14, 20, 26, 32, …, not 9"),
+        (["--network", "residual", "--weights", "pip"], "--weights is for timm's networks"),
+        (["--depth", "9"], "the input is too small for 9 stages"),
+        (["--size", "0"], "--size must be at least 1, not 0"),
+        (["--patience", "0"], "--patience must be at least 1, not 0"),
+        (["--recipe", "cats"], "there is no recipe 'cats': take one of photos, residual, digits"),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -4,7 +4,7 @@ from torch import nn
 
 from app.spec import InputSpec
 from training.errors import InputError
-from training.networks import PlainNet, count_parameters
+from training.networks import PlainNet, PretrainedNet, ResidualNet, choose_network, count_parameters
 from training.recipes import DIGITS
 
 
@@ -42,3 +42,43 @@ def test_logits_have_one_column_per_class_for_any_input() -> None:
 def test_an_input_that_the_stages_use_up_is_refused() -> None:
     with pytest.raises(InputError, match="too small for 4 stages"):
         PlainNet(widths=(4, 4, 4, 4), hidden=8).build(DIGITS.input, 10)
+
+
+@pytest.mark.parametrize(("depth", "weights"), [(8, 78_042), (20, 272_474), (32, 466_906)])
+def test_a_residual_network_has_the_layers_of_the_paper(depth: int, weights: int) -> None:
+    spec = InputSpec(height=32, width=32, channels=3)
+    network = choose_network(ResidualNet((16, 32, 64), 1), None, depth=depth, width=None, weights=None).build(spec, 10)
+    layers = [one for one in network.modules() if isinstance(one, nn.Conv2d | nn.Linear)]
+    assert len([one for one in layers if isinstance(one, nn.Linear) or one.kernel_size == (3, 3)]) == depth
+    # The paper counts 0.27 M and 0.46 M for 20 and 32 layers.
+    assert count_parameters(network) == weights
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_new_residual_block_is_its_shortcut_and_a_plain_one_is_not() -> None:
+    images = torch.rand(4, 8, 6, 6)
+    for shortcuts in (True, False):
+        block = ResidualNet((8,), 1, shortcuts=shortcuts).build(InputSpec(height=6, width=6, channels=3), 2)[2]  # type: ignore[index]
+        assert torch.equal(block(images), images) is shortcuts
+
+
+def test_the_seed_network_is_as_deep_and_wide_as_asked() -> None:
+    def chosen(depth: int | None, width: int | None) -> tuple[int, ...]:
+        network = choose_network(DIGITS.network, "seed", depth=depth, width=width, weights=None)
+        assert isinstance(network, PlainNet)
+        assert network.margin == 3
+        return network.widths
+
+    assert chosen(None, None) == (32, 64, 128)
+    assert chosen(2, None) == (32, 64)
+    assert chosen(None, 8) == (8, 16, 32)
+    assert chosen(1, 5) == (5,)
+
+
+def test_a_timm_network_is_downloaded_unless_its_weights_are_given() -> None:
+    given = PretrainedNet("tf_efficientnet_lite0", "pip")
+    assert choose_network(given, None, depth=None, width=None, weights=None) == given
+    assert choose_network(given, "resnet18", depth=None, width=None, weights=None) == PretrainedNet("resnet18", "hub")
+    assert choose_network(given, "resnet18", depth=None, width=None, weights="a.pth") == PretrainedNet("resnet18", "a.pth")
+    with pytest.raises(InputError, match="--depth and --width are for seed and residual"):
+        choose_network(given, None, depth=3, width=None, weights=None)
