@@ -16,7 +16,7 @@ from app.classifier import Device
 from app.errors import SettingsError
 
 PREFIX = "CONVSERVE_"
-BUNDLED_MODEL = Path(__file__).parent.parent / "models" / "digits.onnx"
+BUNDLED_MODEL = Path(__file__).parent.parent / "models" / "imagenet.onnx"
 
 
 class Settings(BaseSettings):

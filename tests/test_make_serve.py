@@ -56,11 +56,11 @@ def make_serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.timeout(600)
-def test_make_serve_on_a_fresh_clone_answers_a_digit(clone: Path) -> None:
+def test_make_serve_on_a_fresh_clone_answers_a_photograph(clone: Path) -> None:
     with make_serve(clone) as (address, printed):
-        picture = (clone / "docs" / "images" / "seven.png").read_bytes()
+        picture = (clone / "docs" / "images" / "clock.jpg").read_bytes()
         answer = httpx.post(f"{address}/predict", content=picture, timeout=30)
-        assert answer.json()["predictions"][0]["label"] == "7"
+        assert answer.json()["predictions"][0]["label"] == "analog clock"
         assert any("Installing" in line for line in printed)
 
     installed = [file for file in (clone / ".venv").rglob("*") if file.is_file() and not file.is_symlink()]

@@ -52,7 +52,8 @@ class ResidualNet:
 
     def build(self, spec: InputSpec, n_classes: int) -> nn.Module:
         """The module: float32 `(batch, channels, height, width)` in 0…1 → logits `(batch, classes)`."""
-        layers: list[nn.Module] = [_convolution(spec.channels, self.widths[0]), nn.ReLU(inplace=True)]
+        scaled = nn.BatchNorm2d(spec.channels, affine=False)  # by the mean and deviation of the training images
+        layers: list[nn.Module] = [scaled, _convolution(spec.channels, self.widths[0]), nn.ReLU(inplace=True)]
         channels = self.widths[0]
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks):

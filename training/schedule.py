@@ -7,11 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from training.muon import Muon
 from training.recipes import Recipe
+
+PLAIN_LEARNING_RATE = 0.1  # peak, of what Muon does not make orthogonal
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's, which decays weights (matrices and kernels) and leaves biases and scales alone."""
+    if recipe.optimizer == "muon":
+        return Muon(network, lr=recipe.peak_learning_rate, plain_lr=PLAIN_LEARNING_RATE, weight_decay=recipe.weight_decay)
     weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -26,7 +31,7 @@ def set_learning_rate(optimizer: Optimizer, recipe: Recipe, progress: float) -> 
     Source: Smith, Topin, "Super-convergence", 2018.
     """
     for group in optimizer.param_groups:
-        group["lr"] = recipe.peak_learning_rate * one_cycle(progress, recipe.warm_up)
+        group["lr"] = group.setdefault("peak", group["lr"]) * one_cycle(progress, recipe.warm_up)
 
 
 def one_cycle(progress: float, warm_up: float) -> float:

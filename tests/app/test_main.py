@@ -17,7 +17,7 @@ import pytest
 from app import __version__
 from app.settings import PREFIX, Settings
 from tests.models import colour_spec, png, write_colour_model
-from tests.service import ServiceProcess, assert_problem, run_app, serve
+from tests.service import PATIENCE_SECONDS, ServiceProcess, assert_problem, run_app, serve
 
 RED = png((255, 0, 0))
 DRAIN_SECONDS = 2.0
@@ -88,7 +88,7 @@ def test_the_port_is_closed_until_the_service_is_ready(tmp_path: Path) -> None:
     process = ServiceProcess(model=write_colour_model(tmp_path / "slow.onnx", repeats=400), port=port)
     try:
         refused, status = 0, 0
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_SECONDS
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=1, trust_env=False) as client:
             while not status and time.monotonic() < deadline:
                 try:

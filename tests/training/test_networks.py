@@ -58,7 +58,7 @@ def test_a_residual_network_has_the_layers_of_the_paper(depth: int, weights: int
 def test_a_new_residual_block_is_its_shortcut_and_a_plain_one_is_not() -> None:
     images = torch.rand(4, 8, 6, 6)
     for shortcuts in (True, False):
-        block = ResidualNet((8,), 1, shortcuts=shortcuts).build(InputSpec(height=6, width=6, channels=3), 2)[2]  # type: ignore[index]
+        block = ResidualNet((8,), 1, shortcuts=shortcuts).build(InputSpec(height=6, width=6, channels=3), 2)[3]  # type: ignore[index]
         assert torch.equal(block(images), images) is shortcuts
 
 
