@@ -27,7 +27,7 @@ from training.run_report import Epoch
 from training.schedule import make_optimizer, moving_average, set_learning_rate
 
 MAX_EPOCHS = 100  # however long the time: more of the same images teaches nothing
-TIMED_SECONDS = 2.0  # spent on finding out how long a step takes; two steps at least
+TIMED_SHARE = 0.01  # of the time left, spent on finding out how long a step takes; two steps at least
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Training:
             loss, accuracy = self._validate(validation)
             say(f"classifier on the pretrained features: validation: loss {loss:.4f}, accuracy {accuracy:.2%}")
         if deadline is not None:
-            seconds = self._time_epoch(train, validation)
+            seconds = self._time_epoch(train, validation, at_most=TIMED_SHARE * (deadline - time.monotonic()))
             self.plan(deadline, seconds, at_most=MAX_EPOCHS)
             say(f"an epoch takes {seconds:.1f} s: {self.recipe.epochs} fit into the time that is left")
 
@@ -78,7 +78,7 @@ class Training:
         more = max(0 if self.best else 1, int((deadline - time.monotonic()) / seconds_per_epoch))
         self.recipe = replace(self.recipe, epochs=min(self.epochs_done + more, at_most))
 
-    def _time_epoch(self, train: Batches, validation: Batches) -> float:
+    def _time_epoch(self, train: Batches, validation: Batches, at_most: float) -> float:
         """Seconds, from a few real steps that are then undone."""
         before = copy.deepcopy(self.state())
         self.network.train()
@@ -88,7 +88,7 @@ class Training:
             step_begun = time.monotonic()
             self._step(*self._vary(images, classes, torch.Generator().manual_seed(self.seed)))
             seconds.append(time.monotonic() - step_begun)
-            if len(seconds) > 1 and time.monotonic() - begun > TIMED_SECONDS:
+            if len(seconds) > 1 and time.monotonic() - begun > at_most:
                 break
         self.restore(before)
         step = statistics.median(seconds[1:] or seconds)  # the first is slow
@@ -204,6 +204,8 @@ def train_network(
             training.run_epoch(train, validation, progress)
             if state is None and deadline is not None:
                 seconds = (time.monotonic() - begun) / (training.epochs_done - done_before)
-                training.plan(deadline, seconds, at_most=training.recipe.epochs)
+                # The first whole epoch tells more than a few steps; later, more epochs would raise the learning rate again.
+                training.plan(deadline, seconds, at_most=MAX_EPOCHS if training.epochs_done == 1 else training.recipe.epochs)
+                progress.expect(training.recipe.epochs)
             checkpoint.save(training.state())
     return training.best_network()

@@ -51,6 +51,11 @@ class Progress:
         self._bar.update(self._task, completed=done.number * self._steps, description=f"epoch {done.number}/{self._epochs}")
         self._begin_epoch()
 
+    def expect(self, epochs: int) -> None:
+        """The plan is now of `epochs` in all."""
+        self._epochs = epochs
+        self._bar.update(self._task, total=epochs * self._steps)
+
     def _begin_epoch(self) -> None:
         self._n_images = 0
         self._started = time.perf_counter()

@@ -116,8 +116,11 @@ RESIDUAL = Recipe(
 DIGITS_RESIDUAL = replace(
     DIGITS,
     name="digits-residual",
-    network=ResidualNet(widths=(32, 64, 128), blocks=1),
-    epochs=30,
+    network=ResidualNet(widths=(16, 48, 128), blocks=1),
+    epochs=25,
+    peak_learning_rate=RESIDUAL.peak_learning_rate,
+    weight_decay=RESIDUAL.weight_decay,
+    optimizer=RESIDUAL.optimizer,
 )
 
 _RECIPES = {recipe.name: recipe for recipe in (PHOTOS, RESIDUAL, DIGITS, DIGITS_RESIDUAL)}
