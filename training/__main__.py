@@ -47,10 +47,9 @@ F1 of each class, calibration (ECE), the commonest mistakes. Does not need torch
 example: python -m training evaluate models/digits.onnx mnist --split test --json figures.json"""
 
 ADOPT = """\
-Makes a model file of an ONNX classifier from PyTorch, Keras, TensorFlow or any other framework: pixels, softmax, labels and
-a proof go into the file. What the graph tells need not be given; docs/adopt.md shows each framework. Does not need torch.
+Makes a model file of an ONNX classifier of any framework (docs/adopt.md). What the graph tells need not be given.
 
-example: python -m training adopt lenet.onnx --labels digits.txt --input-range 0 1 --images some --out models/lenet.onnx"""
+example: python -m training adopt lenet.onnx --labels digits.txt --images some --input-range 0 1 --out models/lenet.onnx"""
 
 QUANTIZE = """\
 Makes a model file that computes in 8-bit integers, from a few training images of DATA without their labels. It is kept
@@ -94,12 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("data", type=Path, metavar="DATA", help=DATA)
     default = RECIPE_NAMES[0]
     train.add_argument("--recipe", default=default, help=f"how to train: {', '.join(RECIPE_NAMES)} (default: {default})")
-    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
     train.add_argument("--seed", type=int, default=0, help="of the weights, the order and the parts (default: 0)")
     train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")
     train.add_argument("--minutes", type=float, help="instead: as many passes as fit into this time, all steps included")
-    train.add_argument("--name", help="the model's name (default: that of FILE)")
-    train.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     train.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads (default: all)")
     train.add_argument("--write-split", type=Path, metavar="FILE", help="write the parts as a CSV that DATA can be next time")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
@@ -112,13 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     adopt = commands.add_parser("adopt", help="make a model file of another framework's classifier", description=ADOPT)
     adopt.add_argument("model", type=Path, metavar="MODEL", help="the classifier, as ONNX")
     adopt.add_argument("--labels", type=Path, required=True, metavar="FILE", help="a label a line, in the order of the answers")
-    adopt.add_argument(
-        "--images", type=Path, required=True, metavar="FOLDER", help="images; up to three go into the file as proof"
-    )
-    adopt.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
-    adopt.add_argument(
-        "--input-range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="0 1, -1 1 or 0 255, as it was trained"
-    )
+    adopt.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="up to three go into the file as proof")
+    adopt.add_argument("--input-range", type=float, nargs=2, metavar="LEVEL", help="of black and white: 0 1, -1 1 or 0 255")
     adopt.add_argument("--mean", type=float, nargs="+", help="to subtract, in that range: one number, or one per channel")
     adopt.add_argument("--std", type=float, nargs="+", help="to divide by then")
     adopt.add_argument("--color", choices=("rgb", "bgr", "grey"), help="the order of the channels (default: rgb)")
@@ -128,15 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     adopt.add_argument("--resize", choices=("stretch", "crop", "pad", "ink"), default="stretch", help="(default: stretch)")
     adopt.add_argument("--crop", type=float, metavar="SHARE", help="resize by crop, keeping this share (224 of 256: 0.875)")
     adopt.add_argument("--filter", choices=("bilinear", "bicubic", "lanczos", "box"), default="bilinear", help="(bilinear)")
-    adopt.add_argument("--name", help="the model's name (default: that of FILE)")
-    adopt.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     shrink = commands.add_parser("quantize", help="make an int8 model file, if that is worth it", description=QUANTIZE)
     shrink.add_argument("model", type=Path, metavar="MODEL", help="the fp32 model file (.onnx)")
     shrink.add_argument("data", type=Path, metavar="DATA", help="the folder it was trained on")
-    shrink.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
     shrink.add_argument("--gate", type=float, default=0.5, help="points of accuracy it may lose (default: 0.5)")
     shrink.add_argument("--images", type=int, default=32, help="training images to calibrate with (default: 32)")
     shrink.add_argument("--json", metavar="FILE", help="write the verdict as JSON too")
+    for command in (train, adopt, shrink):
+        command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
+    for command in (train, adopt):
+        command.add_argument("--name", help="the model's name (default: that of FILE)")
+        command.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     return parser
 
 
@@ -206,8 +199,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _adopt(options: argparse.Namespace) -> int:
     from training.adopt import adopt_model
 
-    print(adopt_model(options, *_name_and_version(options)))
-    print(f"wrote {options.out} ({options.out.stat().st_size / 1000:,.0f} kB)")
+    print(adopt_model(options, *_name_and_version(options)), f"wrote {options.out}", sep="\n")
     return 0
 
 

@@ -69,7 +69,7 @@ def put_in_place(unfinished: Path, out: Path) -> None:
 def make_goldens(model: onnx.ModelProto, spec: InputSpec, samples: Samples) -> tuple[Golden, ...]:
     """Images of up to three classes, with what onnxruntime answers to them through the whole path from their bytes."""
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    encoded = [encode(samples.paths[index], samples.pixels[index]) for index in _choose_samples(samples)]
+    encoded = [_encode(samples.paths[index], samples.pixels[index]) for index in _choose_samples(samples)]
     return tuple(make_golden(session, one, spec, GOLDEN_TOLERANCE) for one in encoded)
 
 
@@ -80,17 +80,17 @@ def make_golden(session: ort.InferenceSession, encoded: bytes, spec: InputSpec, 
     return Golden.of(encoded, [round(float(probability), 7) for probability in probabilities], tolerance)
 
 
-def encode(path: Path, pixels: Pixels) -> bytes:
+def _choose_samples(samples: Samples) -> list[int]:
+    """The first image of the first, the middle and the last class."""
+    present = np.unique(samples.classes)
+    chosen = np.unique(present[np.linspace(0, len(present) - 1, GOLDEN_CLASSES).round().astype(np.int64)])
+    return [int(np.flatnonzero(samples.classes == number)[0]) for number in chosen]
+
+
+def _encode(path: Path, pixels: Pixels) -> bytes:
     """The file itself if it is small, else its fitted pixels as PNG, which `fit` takes as they are."""
     if path.stat().st_size <= MAX_GOLDEN_BYTES:
         return path.read_bytes()
     encoded = io.BytesIO()
     Image.fromarray(pixels.squeeze()).save(encoded, "PNG", optimize=True)
     return encoded.getvalue()
-
-
-def _choose_samples(samples: Samples) -> list[int]:
-    """The first image of the first, the middle and the last class."""
-    present = np.unique(samples.classes)
-    chosen = np.unique(present[np.linspace(0, len(present) - 1, GOLDEN_CLASSES).round().astype(np.int64)])
-    return [int(np.flatnonzero(samples.classes == number)[0]) for number in chosen]
