@@ -141,12 +141,11 @@ def _put_before(graph: GraphProto, name: str, steps: list[Step], spec: InputSpec
     constants = {one.output[0]: a.t for one in nodes if one.op_type == "Constant" for a in one.attribute if a.name == "value"}
     constants |= {one.name: one for one in graph.initializer}
     for node in (one for one in nodes if batch and one.op_type == "Reshape" and one.input[1] in constants):
-        sizes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        shape = constants[node.input[1]]
+        sizes = numpy_helper.to_array(shape).tolist()
         if sizes[:1] == [batch]:
-            node.input[1] = f"{node.output[0]}_shape"
-            del node.attribute[:]  # allowzero
-            freed = np.array([0 if -1 in sizes else -1, *sizes[1:]])
-            graph.initializer.append(numpy_helper.from_array(freed, node.input[1]))
+            shape.CopyFrom(numpy_helper.from_array(np.array([0 if -1 in sizes else -1, *sizes[1:]]), shape.name))
+        del node.attribute[:]  # allowzero
     graph.node.extend(nodes)
 
 

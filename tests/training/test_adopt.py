@@ -196,11 +196,19 @@ def test_a_graph_in_16_bits_answers_in_32(folder: Path) -> None:
     np.testing.assert_allclose(classifier(PIXELS), expect(PIXELS / 255), atol=2e-3)
 
 
-def test_a_fixed_batch_is_freed_where_the_graph_allows(folder: Path) -> None:
-    reshape = helper.make_node("Reshape", ["logits", "one"], ["y"])
-    shape = {"one": np.array([1, -1], np.int64)}
+@pytest.mark.parametrize("opset", [8, 13])
+@pytest.mark.parametrize("rest", [-1, 3])
+def test_a_fixed_batch_is_freed_where_the_graph_allows(folder: Path, rest: int, opset: int) -> None:
+    """Also in old files, where weights are inputs too."""
+    reshape = helper.make_node("Reshape", ["logits", "shape"], ["y"])
+    shape = {"shape": np.array([1, rest], np.int64)}
     nodes = colour_nodes((2, 3), reshape)
-    write(folder / "model.onnx", nodes, [1, 3, SIDE, SIDE], output_shape=[1, 3], constants=shape, opset=13)
+    model = write(folder / "model.onnx", nodes, [1, 3, SIDE, SIDE], output_shape=[1, 3], constants=shape, opset=opset)
+    if opset == 8:
+        model.ir_version = 3
+        for one in model.graph.initializer:
+            model.graph.input.append(helper.make_tensor_value_info(one.name, one.data_type, one.dims))
+        onnx.save_model(model, folder / "model.onnx")
     same(adopt(folder, "--input-range", "0", "1"), expect(PIXELS / 255))
 
 
