@@ -1,4 +1,4 @@
-"""The command line, `python -m training audit | train | evaluate | quantize`. Torch is imported by `train` alone."""
+"""The command line, `python -m training audit | train | evaluate | adopt | quantize`. Torch is imported by `train` alone."""
 
 import argparse
 import math
@@ -46,6 +46,11 @@ F1 of each class, calibration (ECE), the commonest mistakes. Does not need torch
 
 example: python -m training evaluate models/digits.onnx mnist --split test --json figures.json"""
 
+ADOPT = """\
+Makes a model file of an ONNX classifier of any framework (docs/adopt.md). What the graph tells need not be given.
+
+example: python -m training adopt lenet.onnx --labels digits.txt --images some --input-range 0 1 --out models/lenet.onnx"""
+
 QUANTIZE = """\
 Makes a model file that computes in 8-bit integers, from a few training images of DATA without their labels. It is kept
 only if it is as right on the validation images, within the gate, and measurably faster on this machine.
@@ -57,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 failed, 2 what was given cannot be used, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return {"audit": _audit, "train": _train, "evaluate": _evaluate, "quantize": _quantize}[options.command](options)
+        commands = {"audit": _audit, "train": _train, "evaluate": _evaluate, "adopt": _adopt, "quantize": _quantize}
+        return commands[options.command](options)
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -77,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m training", description=DESCRIPTION)
-    metavar = "audit | train | evaluate | quantize"
+    metavar = "audit | train | evaluate | adopt | quantize"
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=_Parser)
     audit = commands.add_parser("audit", help="look for what is wrong with a data set", description=AUDIT)
     audit.add_argument("data", type=Path, metavar="DATA", help=DATA)
@@ -87,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("data", type=Path, metavar="DATA", help=DATA)
     default = RECIPE_NAMES[0]
     train.add_argument("--recipe", default=default, help=f"how to train: {', '.join(RECIPE_NAMES)} (default: {default})")
-    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
     train.add_argument("--seed", type=int, default=0, help="of the weights, the order and the parts (default: 0)")
     train.add_argument("--network", help="instead of the recipe's: seed, residual, or the name of a network of timm's")
     train.add_argument("--weights", help="of a timm network: hub (its own, downloaded; the default), pip, or a file")
@@ -98,8 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--patience", type=int, help="stop after so many epochs without a better one")
     train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")
     train.add_argument("--minutes", type=float, help="instead: as many passes as fit into this time, all steps included")
-    train.add_argument("--name", help="the model's name (default: that of FILE)")
-    train.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     train.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads (default: all)")
     train.add_argument("--write-split", type=Path, metavar="FILE", help="write the parts as a CSV that DATA can be next time")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
@@ -109,13 +112,31 @@ def _parser() -> argparse.ArgumentParser:
     parts = ("train", "validation", "test", "all")
     measure.add_argument("--split", choices=parts, default="test", help="which images of DATA (default: test)")
     measure.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - writes only them, to stdout")
+    adopt = commands.add_parser("adopt", help="make a model file of another framework's classifier", description=ADOPT)
+    adopt.add_argument("model", type=Path, metavar="MODEL", help="the classifier, as ONNX")
+    adopt.add_argument("--labels", type=Path, required=True, metavar="FILE", help="a label a line, in the order of the answers")
+    adopt.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="up to three go into the file as proof")
+    adopt.add_argument("--input-range", type=float, nargs=2, metavar="LEVEL", help="of black and white: 0 1, -1 1 or 0 255")
+    adopt.add_argument("--mean", type=float, nargs="+", help="to subtract, in that range: one number, or one per channel")
+    adopt.add_argument("--std", type=float, nargs="+", help="to divide by then")
+    adopt.add_argument("--color", choices=("rgb", "bgr", "grey"), help="the order of the channels (default: rgb)")
+    adopt.add_argument("--size", metavar="HxW", help="pixels, where the graph does not tell")
+    adopt.add_argument("--layout", choices=("nchw", "nhwc"), help="where the channels are, where the graph does not tell")
+    adopt.add_argument("--output", choices=("logits", "probabilities"), help="what it answers, where the numbers do not tell")
+    adopt.add_argument("--resize", choices=("stretch", "crop", "pad", "ink"), default="stretch", help="(default: stretch)")
+    adopt.add_argument("--crop", type=float, metavar="SHARE", help="resize by crop, keeping this share (224 of 256: 0.875)")
+    adopt.add_argument("--filter", choices=("bilinear", "bicubic", "lanczos", "box"), default="bilinear", help="(bilinear)")
     shrink = commands.add_parser("quantize", help="make an int8 model file, if that is worth it", description=QUANTIZE)
     shrink.add_argument("model", type=Path, metavar="MODEL", help="the fp32 model file (.onnx)")
     shrink.add_argument("data", type=Path, metavar="DATA", help="the folder it was trained on")
-    shrink.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
     shrink.add_argument("--gate", type=float, default=0.5, help="points of accuracy it may lose (default: 0.5)")
     shrink.add_argument("--images", type=int, default=32, help="training images to calibrate with (default: 32)")
     shrink.add_argument("--json", metavar="FILE", help="write the verdict as JSON too")
+    for command in (train, adopt, shrink):
+        command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model file to write (.onnx)")
+    for command in (train, adopt):
+        command.add_argument("--name", help="the model's name (default: that of FILE)")
+        command.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     return parser
 
 
@@ -132,18 +153,13 @@ def _train(options: argparse.Namespace) -> int:
     from training.train import Order, train_model
 
     recipe = find_recipe(options.recipe, Changes(**{name: getattr(options, name) for name in Changes.__dataclass_fields__}))
-    name = options.name or options.out.stem
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-        raise InputError(f"{name!r} cannot be a model's name: take a-z, 0-9 and . _ - with --name")
-    if options.version is not None and not 1 <= len(options.version) <= 64:
-        raise InputError("--version must have 1 to 64 characters")
-    now = datetime.now(UTC)
+    name, version = _name_and_version(options)
     order = Order(
         root=options.data,
         out=options.out,
         recipe=recipe,
         name=name,
-        version=options.version or f"{now.year}.{now.month}.{now.day}",
+        version=version,
         seed=_at_least("--seed", options.seed, 0),
         threads=_at_least("--threads", options.threads, 1),
         fresh=options.fresh,
@@ -154,6 +170,16 @@ def _train(options: argparse.Namespace) -> int:
         print(format_evaluation(evaluation), end="\n\n")
     print(f"wrote {order.out} ({order.out.stat().st_size / 1000:,.0f} kB)")
     return 0
+
+
+def _name_and_version(options: argparse.Namespace) -> tuple[str, str]:
+    name = options.name or options.out.stem
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise InputError(f"{name!r} cannot be a model's name: take a-z, 0-9 and . _ - with --name")
+    if options.version is not None and not 1 <= len(options.version) <= 64:
+        raise InputError("--version must have 1 to 64 characters")
+    now = datetime.now(UTC)
+    return name, options.version or f"{now.year}.{now.month}.{now.day}"
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -174,6 +200,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(format_evaluation(evaluation))
     if options.json:
         _write(Path(options.json), evaluation.as_json())
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from training.adopt import adopt_model
+
+    print(adopt_model(options, *_name_and_version(options)), f"wrote {options.out}", sep="\n")
     return 0
 
 

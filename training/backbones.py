@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from training.errors import InputError
+from training.errors import InputError, refusing
 
 # tf_: padding as in TensorFlow, which these weights were trained with.
 LITE0 = "tf_efficientnet_lite0"
@@ -92,10 +92,8 @@ def _per_channel(values: tuple[float, ...]) -> Tensor:
 
 
 def _download(name: str) -> Any:
-    try:
+    with refusing(f"the weights of {name} cannot be downloaded, give a file of them"):
         return timm.create_model(name, pretrained=True)
-    except Exception as error:  # hub clients raise many things
-        raise InputError(f"the weights of {name} cannot be downloaded: {_first_line(error)}; give a file of them") from error
 
 
 @torch.inference_mode()
@@ -124,15 +122,13 @@ def _lite0_state(name: str, network: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a file of weights (.pth or .safetensors)")
+    with refusing(f"{path} cannot be read as a file of weights"):
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state.get("state_dict", state))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: give a file of weights (.pth or .safetensors)") from error
-    except Exception as error:  # both readers raise almost anything on a damaged file
-        raise InputError(f"{path} cannot be read as a file of weights: {_first_line(error)}") from error
 
 
 def _load_weights(network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -142,7 +138,3 @@ def _load_weights(network: nn.Module, state: dict[str, Tensor]) -> None:
         # torch lists every name: the first is enough to see that it is another network.
         reason = str(error).strip().splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise InputError(f"the weights are not of this network: {reason[:200]}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -144,7 +144,7 @@ def open_session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSessi
     """A session on the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # it raises what it would log
     # As served; two sessions that spin would take each other's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

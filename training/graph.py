@@ -16,6 +16,7 @@ from app.image import Pixels
 from app.spec import InputSpec
 from training.batches import EVALUATION_BATCH, to_float
 from training.errors import TrainingError
+from training.model_file import strip
 
 OPSET = 20  # the newest that changes nothing for these networks; older readers keep working
 MAX_DIFFERENCE = 1e-4  # of any probability between torch and onnxruntime
@@ -62,8 +63,7 @@ def export_graph(served: ServedNetwork, spec: InputSpec) -> onnx.ModelProto:
         verbose=False,
     )
     assert program is not None
-    model = program.model_proto
-    _strip(model)
+    model = strip(program.model_proto)
     onnx.checker.check_model(model, full_check=True)
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
@@ -91,11 +91,3 @@ def check_parity(model: onnx.ModelProto, served: ServedNetwork, pixels: Pixels) 
 def _run(served: ServedNetwork, batch: Pixels) -> Probabilities:
     probabilities: Probabilities = served(torch.from_numpy(batch)).numpy()
     return probabilities
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Removes what the exporter notes of its own work: it holds paths of this machine and doubles a small file."""
-    graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""

@@ -52,6 +52,15 @@ def write_model(model: onnx.ModelProto, spec: ModelSpec, unfinished: Path, *, th
     return Classifier.load(unfinished, device="cpu", threads=threads)
 
 
+def strip(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Removes what exporters note of their own work: it holds paths of their machine and doubles a small file."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
+
+
 def put_in_place(unfinished: Path, out: Path) -> None:
     """Replaces `out` in one step."""
     unfinished.replace(out)

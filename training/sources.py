@@ -25,7 +25,7 @@ from app.errors import ConvServeError
 from app.image import decode
 from app.spec import InputSpec
 from training.duplicates import SIDE, Fingerprint, Groups, draw_groups, find_lookalikes, fingerprint, join_groups
-from training.errors import InputError
+from training.errors import InputError, refusing
 from training.folder import (
     PART_FOLDERS,
     TEST_SHARE,
@@ -135,15 +135,12 @@ def expand_videos(listing: Files, folder: Path) -> tuple[Files, tuple[Skipped, .
 def _unpack(path: Path, root: Path) -> Path:
     """Unpacks a .zip into `root`; returns the folder of the classes or parts, which most archives wrap in another."""
     max_bytes = min(MAX_UNPACKED_BYTES, shutil.disk_usage(tempfile.gettempdir()).free)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = [member.file_size for member in archive.infolist()]
-            if len(sizes) > MAX_MEMBERS or sum(sizes) > max_bytes:
-                found = f"{len(sizes):,} members of {sum(sizes) / 1e6:,.0f} MB"
-                raise InputError(f"{found} are more than {MAX_MEMBERS:,} of {max_bytes / 1e6:,.0f} MB: give a folder")
-            archive.extractall(root)  # never writes outside of it, nor more of a member than its stated size
-    except Exception as error:  # zipfile and what it unpacks with raise almost anything on damaged bytes
-        raise InputError(f"{path} cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
+    with refusing(f"{path} cannot be unpacked"), zipfile.ZipFile(path) as archive:
+        sizes = [member.file_size for member in archive.infolist()]
+        if len(sizes) > MAX_MEMBERS or sum(sizes) > max_bytes:
+            found = f"{len(sizes):,} members of {sum(sizes) / 1e6:,.0f} MB"
+            raise InputError(f"{found} are more than {MAX_MEMBERS:,} of {max_bytes / 1e6:,.0f} MB: give a folder")
+        archive.extractall(root)  # never writes outside of it, nor more of a member than its stated size
     inner = [child for child in root.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX"))]
     while len(inner) == 1 and inner[0].name not in PART_FOLDERS and any(map(Path.is_dir, inner[0].iterdir())):
         root, inner = inner[0], list(inner[0].iterdir())
