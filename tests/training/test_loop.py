@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,3 +117,15 @@ def test_class_weights_make_every_class_count_the_same() -> None:
     sums = [float(weights[batches.classes][batches.classes == number].sum()) for number in (0, 1)]
     assert sums[0] == pytest.approx(sums[1])
     assert weights.isfinite().all()
+
+
+def test_time_decides_the_epochs_but_something_is_always_trained(images: tuple[Batches, Batches], tmp_path: Path) -> None:
+    training = Training(QUICK, 10, 0)
+    training.plan(time.monotonic() + 10, seconds_per_epoch=3, at_most=100)
+    assert training.recipe.epochs == 3
+    training.plan(time.monotonic() + 10, seconds_per_epoch=3, at_most=2)
+    assert training.recipe.epochs == 2
+    train_network(training, *images, Checkpoint(tmp_path / "checkpoint", ""), deadline=time.monotonic() - 1)
+    assert training.epochs_done == 1
+    training.plan(time.monotonic() - 1, seconds_per_epoch=3, at_most=100)
+    assert training.recipe.epochs == 1
