@@ -48,12 +48,14 @@ class ResidualNet:
 
     widths: tuple[int, ...]  # channels of each stage
     blocks: int  # of each stage
+    pool: int = 1  # what the first convolution's sides are divided by; the paper divides by nothing
     shortcuts: bool = True
 
     def build(self, spec: InputSpec, n_classes: int) -> nn.Module:
         """The module: float32 `(batch, channels, height, width)` in 0…1 → logits `(batch, classes)`."""
         scaled = nn.BatchNorm2d(spec.channels, affine=False)  # by the mean and deviation of the training images
         layers: list[nn.Module] = [scaled, _convolution(spec.channels, self.widths[0]), nn.ReLU(inplace=True)]
+        layers += [nn.MaxPool2d(self.pool)] if self.pool > 1 else []
         channels = self.widths[0]
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks):
