@@ -84,11 +84,8 @@ def run_peer(options: argparse.Namespace, script: str) -> Result:
 def format_table(results: dict[str, Result], title: str) -> str:
     """One line for each system."""
     ours = results["ours"].scores
-    lines = [
-        f"{title}, {ours.n:,} images; {os.cpu_count()} cores, {_processor()}\n",
-        "| | accuracy (95 %) | errors | errors ÷ ours | ECE | log loss | seconds | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"{title}, {ours.n:,} images; {os.cpu_count()} cores, {_processor()}", ""]
+    lines += ["| | accuracy (95 %) | errors | errors ÷ ours | ECE | log loss | seconds | |", f"|{'---|' * 8}"]
     for name, result in results.items():
         one, (low, high) = result.scores, result.scores.interval
         ratio = (one.n - one.n_correct) / max(ours.n - ours.n_correct, 1)
@@ -131,8 +128,8 @@ def _hide_val(data: Path, work: Path) -> Path:
     """The same data set with its `val` as `test`."""
     root = work / data.name
     root.mkdir()
-    for part, source in (("train", "train"), ("test", "val")):
-        (root / part).symlink_to((data / source).resolve())
+    (root / "train").symlink_to((data / "train").resolve())
+    (root / "test").symlink_to((data / "val").resolve())
     return root
 
 
@@ -148,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", type=Path, required=True, metavar="PYTHON")
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="a new one")
     parser.add_argument("--minutes", type=float, help="default: 1, 4 or 20")
-    parser.add_argument("--recipe", help="ours (default: that of the case)")
+    parser.add_argument("--recipe", help="ours; default: photos, digits or residual")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blind", action="store_true", help="score val and show it to nobody, not even for validation")
     return parser

@@ -17,8 +17,7 @@ BATCH = {"photos": 32, "mnist": 128, "cifar10": 128}
 
 def load(task: Namespace, part: str, **options: object) -> tf.data.Dataset:
     """Single images, decoded."""
-    size, color = (SIDE[task.case],) * 2, "grayscale" if task.case == "mnist" else "rgb"
-    folder = task.root / part
+    folder, size, color = task.root / part, (SIDE[task.case],) * 2, "grayscale" if task.case == "mnist" else "rgb"
     return keras.utils.image_dataset_from_directory(folder, image_size=size, color_mode=color, batch_size=None, **options)
 
 
