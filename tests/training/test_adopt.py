@@ -196,19 +196,43 @@ def test_a_graph_in_16_bits_answers_in_32(folder: Path) -> None:
     np.testing.assert_allclose(classifier(PIXELS), expect(PIXELS / 255), atol=2e-3)
 
 
-@pytest.mark.parametrize("opset", [8, 13])
+@pytest.mark.parametrize("opset", [8, 14])
 @pytest.mark.parametrize("rest", [-1, 3])
 def test_a_fixed_batch_is_freed_where_the_graph_allows(folder: Path, rest: int, opset: int) -> None:
-    """Also in old files, where weights are inputs too."""
-    reshape = helper.make_node("Reshape", ["logits", "shape"], ["y"])
+    """Also in old files, where weights are inputs too, and where a zero in a shape is a zero."""
+    zeros: dict[str, Any] = {"allowzero": 1} if opset == 14 else {}
+    reshape = helper.make_node("Reshape", ["logits", "shape"], ["y"], **zeros)
     shape = {"shape": np.array([1, rest], np.int64)}
     nodes = colour_nodes((2, 3), reshape)
     model = write(folder / "model.onnx", nodes, [1, 3, SIDE, SIDE], output_shape=[1, 3], constants=shape, opset=opset)
+    model.graph.value_info.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3]))
     if opset == 8:
         model.ir_version = 3
         for one in model.graph.initializer:
             model.graph.input.append(helper.make_tensor_value_info(one.name, one.data_type, one.dims))
-        onnx.save_model(model, folder / "model.onnx")
+    onnx.save_model(model, folder / "model.onnx")
+    same(adopt(folder, "--input-range", "0", "1"), expect(PIXELS / 255))
+    assert not onnx.load(folder / "out.onnx").graph.value_info
+
+
+@pytest.mark.parametrize("value", [{"value": numpy_helper.from_array(np.array([1, -1]))}, {"value_ints": [1, -1]}])
+def test_shapes_in_nodes_are_freed_or_refused(folder: Path, refuse: Refuse, value: dict[str, Any]) -> None:
+    constant, reshape = (
+        helper.make_node("Constant", [], ["shape"], **value),
+        helper.make_node("Reshape", ["logits", "shape"], ["y"]),
+    )
+    write(folder / "model.onnx", [constant, *colour_nodes((2, 3), reshape)], [1, 3, SIDE, SIDE], output_shape=[1, 3], opset=13)
+    if "value" in value:
+        same(adopt(folder, "--input-range", "0", "1"), expect(PIXELS / 255))
+    else:
+        assert "export it with a free batch" in refuse("--input-range", "0", "1")
+
+
+def test_of_several_outputs_the_one_with_a_float_for_each_label_is_taken(folder: Path) -> None:
+    whole = helper.make_node("Cast", ["y"], ["whole"], to=TensorProto.INT64)
+    model = write(folder / "model.onnx", [*colour_nodes((2, 3)), whole], ["n", 3, SIDE, SIDE], opset=13)
+    model.graph.output.insert(0, helper.make_tensor_value_info("whole", TensorProto.INT64, ["n", 3]))
+    onnx.save_model(model, folder / "model.onnx")
     same(adopt(folder, "--input-range", "0", "1"), expect(PIXELS / 255))
 
 
