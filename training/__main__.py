@@ -103,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--patience", type=int, help="stop after so many epochs without a better one")
     train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")
     train.add_argument("--minutes", type=float, help="instead: as many passes as fit into this time, all steps included")
-    train.add_argument("--threads", type=int, default=os.cpu_count(), help="processor threads (default: all)")
+    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    train.add_argument(
+        "--threads", type=int, default=cores, help="processor threads (default: all, by torchrun a share of them)"
+    )
     train.add_argument("--write-split", type=Path, metavar="FILE", help="write the parts as a CSV that DATA can be next time")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
     measure = commands.add_parser("evaluate", help="measure a model file", description=EVALUATE)
@@ -236,4 +239,8 @@ def _at_least(option: str, value: int, least: int) -> int:
 if __name__ == "__main__":
     # Containers and schedulers stop with SIGTERM: tidy up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if int(os.environ.get("RANK", 0)):  # one of torchrun's, and not the first
+        from training.distributed import run_silently
+
+        sys.exit(run_silently(main))
     sys.exit(main())

@@ -28,6 +28,9 @@ class Batches:
     def __len__(self) -> int:
         return len(self.classes)
 
+    def __getitem__(self, chosen: slice) -> Self:
+        return type(self)(self.images[chosen], self.classes[chosen])
+
     def class_weights(self, n_classes: int) -> Tensor:
         """float32 `(n_classes,)`: with them every class counts the same in a loss, however many images it has."""
         return len(self) / (n_classes * torch.bincount(self.classes, minlength=n_classes).clamp_min(1))

@@ -9,18 +9,20 @@ from torch import Tensor, nn
 
 from training.backbones import Backbone
 from training.batches import EVALUATION_BATCH, Batches, to_float
+from training.distributed import ALONE, Processes
 
 DECAY = 1e-3  # half the weight of the squared weights beside the mean loss
 ITERATIONS = 200  # of L-BFGS, which stops by itself before
 
 
-def fit_head(network: nn.Module, train: Batches, class_weights: Tensor | None = None) -> None:
+def fit_head(network: nn.Module, train: Batches, class_weights: Tensor | None = None, processes: Processes = ALONE) -> None:
     """Puts the best linear classifier of the pooled features into the network.
 
     A convex problem: the same features give the same classifier, whatever the seed.
     """
     assert isinstance(network, Backbone)
-    features = torch.cat([_features(network, train, mirror=mirror) for mirror in (False, True)])
+    views = [_features(network, processes.share(train), mirror=mirror) for mirror in (False, True)]
+    features = torch.cat([processes.gather(view, len(train)) for view in views])
     classes = train.classes.repeat(2)
     classifier = network.classifier
     nn.init.zeros_(classifier.weight)

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from training.batches import Batches, compute_logits
 from training.checkpoint import Checkpoint
+from training.distributed import ALONE, Processes
 from training.errors import TrainingError
 from training.head import fit_head
 from training.networks import PretrainedNet, channels_last
@@ -47,8 +48,9 @@ class Best:
 class Training:
     """The moving parts of one training, as they are between two epochs."""
 
-    def __init__(self, recipe: Recipe, n_classes: int, seed: int) -> None:
+    def __init__(self, recipe: Recipe, n_classes: int, seed: int, processes: Processes = ALONE) -> None:
         torch.manual_seed(seed)
+        self.processes = processes
         self.class_weights: Tensor | None = None
         self.recipe, self.n_classes, self.seed = recipe, n_classes, seed
         self.network = channels_last(recipe.network.build(recipe.input, n_classes))
@@ -64,7 +66,7 @@ class Training:
         `deadline` is on `time.monotonic`'s clock; None keeps the recipe's epochs.
         """
         if isinstance(self.recipe.network, PretrainedNet):
-            fit_head(self.network, train, self.class_weights)
+            fit_head(self.network, train, self.class_weights, self.processes)
             self.averaged = self._average()
             loss, accuracy = self._validate(validation)
             say(f"classifier on the pretrained features: validation: loss {loss:.4f}, accuracy {accuracy:.2%}")
@@ -76,7 +78,7 @@ class Training:
     def plan(self, deadline: float, seconds_per_epoch: float, at_most: int) -> None:
         """Sets the number of epochs to what ends before `deadline`: at least one where there is nothing yet to keep."""
         more = max(0 if self.best else 1, int((deadline - time.monotonic()) / seconds_per_epoch))
-        self.recipe = replace(self.recipe, epochs=min(self.epochs_done + more, at_most))
+        self.recipe = replace(self.recipe, epochs=self.processes.agree(min(self.epochs_done + more, at_most)))
 
     def _time_epoch(self, train: Batches, validation: Batches, at_most: float) -> float:
         """Seconds, from a few real steps that are then undone."""
@@ -88,7 +90,7 @@ class Training:
             step_begun = time.monotonic()
             self._step(*self._vary(images, classes, torch.Generator().manual_seed(self.seed)))
             seconds.append(time.monotonic() - step_begun)
-            if len(seconds) > 1 and time.monotonic() - begun > at_most:
+            if self.processes.agree(len(seconds) > 1 and time.monotonic() - begun > at_most):
                 break
         self.restore(before)
         step = statistics.median(seconds[1:] or seconds)  # the first is slow
@@ -110,20 +112,22 @@ class Training:
     def _pass_over(self, train: Batches, progress: Progress) -> float:
         """Takes every step of an epoch; returns their mean loss."""
         epoch_seed = self.seed * 100_003 + self.epochs_done  # no two seeds share an epoch
-        torch.manual_seed(epoch_seed)
         generator = torch.Generator().manual_seed(epoch_seed)
+        own = self.processes.own(generator)
+        torch.manual_seed(own.initial_seed())
         steps = train.steps(self.recipe.batch_size)
         self.network.train()
         losses = []
         for step, (images, classes) in enumerate(train.shuffled(self.recipe.batch_size, generator)):
             set_learning_rate(self.optimizer, self.recipe, (self.epochs_done + step / steps) / self.recipe.epochs)
-            loss = self._step(*self._vary(images, classes, generator))
+            loss = self._step(*self._vary(images, classes, own))
             progress.step(loss, len(images))
             losses.append(loss)
         self.epochs_done += 1
         return sum(losses) / len(losses)
 
     def _vary(self, images: Tensor, classes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, classes = self.processes.share(images), self.processes.share(classes)
         images = self.recipe.augmentation(images, generator)
         images, targets = self.recipe.mixing(images, classes, self.n_classes)
         return images.contiguous(memory_format=torch.channels_last), targets
@@ -133,6 +137,8 @@ class Training:
         loss = F.cross_entropy(self.network(images), targets, weight=self.class_weights, label_smoothing=smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
+        by_class = None if targets.is_floating_point() else self.class_weights
+        loss = self.processes.mean_gradients(self.network, loss, len(targets) if by_class is None else by_class[targets].sum())
         self.optimizer.step()
         self.averaged.update_parameters(self.network)
         value = loss.item()
@@ -142,7 +148,8 @@ class Training:
 
     def _validate(self, validation: Batches) -> tuple[float, float]:
         """Measures the averaged weights and keeps them if they are the best so far; returns their loss and accuracy."""
-        logits = compute_logits(self.averaged.module, validation)
+        mine = compute_logits(self.averaged.module, self.processes.share(validation))
+        logits = self.processes.gather(mine, len(validation))
         loss = F.cross_entropy(logits, validation.classes).item()
         n_correct = int((logits.argmax(dim=1) == validation.classes).sum())
         if self.best is None or self.best.is_beaten_by(n_correct, loss):
@@ -191,13 +198,13 @@ def train_network(
     training: Training, train: Batches, validation: Batches, checkpoint: Checkpoint, deadline: float | None = None
 ) -> nn.Module:
     """Runs the epochs that are left, from the checkpoint where there is one; returns the best network on validation."""
-    state = checkpoint.load()
+    processes = training.processes
+    state = processes.agree(checkpoint.load())
     if training.recipe.balanced:
         training.class_weights = train.class_weights(training.n_classes)
     if state is None:
         training.start(train, validation, deadline)
-    else:
-        training.restore(state)
+    training.restore(state or processes.agree(training.state()))  # all go on as one
     begun, done_before = time.monotonic(), training.epochs_done
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
         while not training.is_over:
@@ -207,5 +214,6 @@ def train_network(
                 # The first whole epoch tells more than a few steps; later, more epochs would raise the learning rate again.
                 training.plan(deadline, seconds, at_most=MAX_EPOCHS if training.epochs_done == 1 else training.recipe.epochs)
                 progress.expect(training.recipe.epochs)
-            checkpoint.save(training.state())
+            if not processes.rank:
+                checkpoint.save(training.state())
     return training.best_network()

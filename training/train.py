@@ -19,6 +19,7 @@ from app.spec import ModelSpec, Provenance
 from training.batches import Batches, compute_logits
 from training.calibrate import choose_threshold, fit_temperature
 from training.checkpoint import Checkpoint
+from training.distributed import Processes, join_processes
 from training.errors import InputError
 from training.evaluate import Evaluation, classify_all, score_answers
 from training.folder import Folder
@@ -83,21 +84,30 @@ class Draft:
 def train_model(order: Order) -> list[Evaluation]:
     """Trains, exports and measures a model, and puts its file into its place only when everything held.
 
-    Raises: TrainingError, ModelError.
+    Of many processes all train, and only the first does the rest. Raises: TrainingError, ModelError.
     """
+    with join_processes() as processes:
+        return _train(order, processes)
+
+
+def _train(order: Order, processes: Processes) -> list[Evaluation]:
     torch.set_num_threads(order.threads)
     keep_freed_memory()
-    data_set = open_data(order.root, seed=order.seed, split=order.split)
+    data_set = open_data(order.root, seed=order.seed, split=None if processes.rank else order.split)
     with unfinished_beside(order.out) as unfinished, data_set as (folder, videos):  # open to the end: goldens are read anew
         data = _decode(order, folder, videos)
+        if 1 < processes.world > min(len(data.train), order.recipe.batch_size) // 2:
+            raise InputError(f"{processes.world} processes need two images each per step: start fewer")
         checkpoint = Checkpoint(order.out.with_name(f"{order.out.name}.checkpoint"), _settings(order, data))
         if order.fresh:
             checkpoint.remove()
-        training = Training(order.recipe, len(data.labels), order.seed)
+        training = Training(order.recipe, len(data.labels), order.seed, processes)
         say(f"{count_parameters(training.network):,} parameters, {order.threads} threads")
         validation = Batches.of(data.validation)
         deadline = None if order.deadline is None else order.deadline - EXPORT_SECONDS
         network = train_network(training, Batches.of(data.train), validation, checkpoint, deadline)
+        if processes.rank:  # what it does now would only be done twice
+            return processes.agree([])  # type: ignore[no-any-return]
         temperature = fit_temperature(compute_logits(network, validation), validation.classes)
         served = ServedNetwork(network, temperature)
         model = export_graph(served, order.recipe.input)
@@ -106,6 +116,7 @@ def train_model(order: Order) -> list[Evaluation]:
         draft = Draft(model, spec, unfinished, order.threads)
         classifier, evaluations, answered = _measure(draft, data, order.recipe.accept_precision)
         put_in_place(unfinished, order.out)
+        processes.agree([])
         checkpoint.remove()
     test = answered[1] if len(answered) > 1 else None
     report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history)
