@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.duplicates import SIDE, Fingerprint, draw_groups, find_copies, find_lookalikes, fingerprint, join_groups
+from training.duplicates import (
+    MIN_CORRELATION,
+    SIDE,
+    Fingerprint,
+    draw_groups,
+    find_copies,
+    find_lookalikes,
+    fingerprint,
+    join_groups,
+)
 from training.errors import InputError
 
 
@@ -128,3 +137,19 @@ def test_a_picture_with_two_labels_stays_on_one_side() -> None:
 def test_a_class_of_one_group_cannot_be_divided() -> None:
     with pytest.raises(InputError, match=r"class 'b' cannot be divided: all its images are alike or of one group"):
         draw_groups(["a", "a", "a", "b", "b", "b"], [0, 1, 2, 3, 3, 3], 0.1, seed=0)
+
+
+def test_lookalikes_are_those_of_comparing_every_pair() -> None:
+    random = np.random.default_rng(0)
+    thumbnails = random.integers(0, 256, (700, 4, 4), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2).astype(float)
+    for copy in range(600, 700):  # from hardly to much changed
+        thumbnails[copy] = thumbnails[copy - 600] + random.normal(0, (copy - 600) / 10, (SIDE, SIDE))
+    prints = [
+        Fingerprint(bytes([n % 256, n // 256]), one.clip(0, 255).astype(np.uint8).tobytes()) for n, one in enumerate(thumbnails)
+    ]
+    vectors = np.array([np.frombuffer(one.thumbnail, np.uint8) for one in prints], float)
+    pairs = np.argwhere(np.triu(np.corrcoef(vectors) >= MIN_CORRELATION, 1))
+    assert 20 < len(pairs) < 90
+    groups = np.arange(700)
+    join_groups(groups, *pairs.T)
+    assert find_lookalikes(prints).tolist() == groups.tolist()
