@@ -139,17 +139,15 @@ def test_a_class_of_one_group_cannot_be_divided() -> None:
         draw_groups(["a", "a", "a", "b", "b", "b"], [0, 1, 2, 3, 3, 3], 0.1, seed=0)
 
 
-def test_lookalikes_are_those_of_comparing_every_pair() -> None:
-    random = np.random.default_rng(0)
-    thumbnails = random.integers(0, 256, (700, 4, 4), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2).astype(float)
-    for copy in range(600, 700):  # from hardly to much changed
-        thumbnails[copy] = thumbnails[copy - 600] + random.normal(0, (copy - 600) / 10, (SIDE, SIDE))
-    prints = [
-        Fingerprint(bytes([n % 256, n // 256]), one.clip(0, 255).astype(np.uint8).tobytes()) for n, one in enumerate(thumbnails)
-    ]
-    vectors = np.array([np.frombuffer(one.thumbnail, np.uint8) for one in prints], float)
-    pairs = np.argwhere(np.triu(np.corrcoef(vectors) >= MIN_CORRELATION, 1))
-    assert 20 < len(pairs) < 90
-    groups = np.arange(700)
+def test_lookalikes_are_those_of_comparing_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.duplicates.BLOCK", 3)
+    angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 120)
+    left, top = np.ones((2, SIDE, SIDE))
+    left[:, SIDE // 2 :], top[SIDE // 2 :] = -1, -1
+    pixels = np.array([128 + 60 * (np.cos(angle) * left + np.sin(angle) * top) for angle in angles]).astype(np.uint8)
+    groups = np.arange(len(pixels))
+    pairs = np.argwhere(np.corrcoef(pixels.reshape(len(pixels), -1)) >= MIN_CORRELATION)
     join_groups(groups, *pairs.T)
+    assert 5 < len(set(groups.tolist())) < 60
+    prints = [Fingerprint(bytes([number]), one.tobytes()) for number, one in enumerate(pixels)]
     assert find_lookalikes(prints).tolist() == groups.tolist()
