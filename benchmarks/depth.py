@@ -16,14 +16,13 @@ import torch
 
 from training.batches import Batches
 from training.charts import Axis, Series, chart
+from training.data_set import read_data_set
 from training.loop import Training
 from training.memory import keep_freed_memory
 from training.networks import ResidualNet
-from training.pixels import decode_files
 from training.progress import Progress
 from training.recipes import RESIDUAL
 from training.run_report import Epoch
-from training.sources import open_data
 
 BLOCKS = (1, 3, 5)  # per stage: 8, 20 and 32 layers
 STYLES = ("#9a9a9a", "#d97706", "#1d4ed8")  # one for each depth
@@ -42,11 +41,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="SVG")
     options = parser.parse_args()
     keep_freed_memory()
-    with open_data(options.data, seed=0) as (folder, _):
-        train, validation = (
-            Batches.of(decode_files(files, folder.labels, RESIDUAL.input))
-            for files in (folder.train[:: max(1, len(folder.train) // options.images)], folder.validation)
-        )
+    data = read_data_set(options.data, RESIDUAL.input, seed=0)
+    whole, validation = Batches.of(data.train), Batches.of(data.validation)
+    train = whole[:: max(1, len(whole) // options.images)]
     print(f"{len(train):,} images, {options.epochs} epochs, {len(validation):,} to validate, {torch.get_num_threads()} threads")
     curves = {
         (kind, 6 * blocks + 2): fit(kind == "residual", blocks, options.epochs, train, validation)

@@ -15,6 +15,7 @@ from app.errors import ConvServeError
 from training.audit import format_audit, run_audit
 from training.errors import InputError, TrainingError
 from training.evaluate import evaluate_file, format_evaluation
+from training.files import write_bytes, write_whole
 from training.recipe_names import RECIPE_NAMES
 from training.table import format_skipped
 
@@ -115,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     parts = ("train", "validation", "test", "all")
     measure.add_argument("--split", choices=parts, default="test", help="which images of DATA (default: test)")
     measure.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - writes only them, to stdout")
+    for command in (train, measure):
+        command.add_argument("--other", type=Path, metavar="DATA", help="images of other things: how well are they told apart")
     adopt = commands.add_parser("adopt", help="make a model file of another framework's classifier", description=ADOPT)
     adopt.add_argument("model", type=Path, metavar="MODEL", help="the classifier, as ONNX")
     adopt.add_argument("--labels", type=Path, required=True, metavar="FILE", help="a label a line, in the order of the answers")
@@ -167,6 +170,7 @@ def _train(options: argparse.Namespace) -> int:
         threads=_at_least("--threads", options.threads, 1),
         fresh=options.fresh,
         split=options.write_split,
+        other=options.other,
         deadline=None if options.minutes is None else started + 60 * options.minutes,
     )
     for evaluation in train_model(order):
@@ -194,7 +198,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    evaluation, samples = evaluate_file(options.model, options.data, options.split)
+    evaluation, samples = evaluate_file(options.model, options.data, options.split, options.other)
     if samples.skipped:
         print(format_skipped(samples.skipped), file=sys.stderr)
     if options.json == "-":
@@ -224,10 +228,8 @@ def _quantize(options: argparse.Namespace) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    is_device = path.exists() and not path.is_file()
+    (write_bytes if is_device else write_whole)(path, f"{text}\n".encode())
 
 
 def _at_least(option: str, value: int, least: int) -> int:

@@ -18,10 +18,12 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 from app.classifier import INPUT, OUTPUT
 from app.image import Pixels
 from app.spec import InputSpec, ModelSpec, Provenance
+from training.data_set import choose_goldens
 from training.errors import InputError, refusing
+from training.files import put_in_place, unfinished_beside
 from training.folder import LabelledFile
 from training.gate import open_session
-from training.model_file import make_goldens, put_in_place, strip, unfinished_beside, write_model
+from training.model_file import make_goldens, strip, write_model
 from training.pixels import decode_files
 from training.provenance import git_commit, library_versions
 
@@ -47,7 +49,7 @@ def adopt_model(options: argparse.Namespace, name: str, version: str) -> str:
     _append(model.graph, output, OUTPUT, after)
     model.graph.ClearField("output")
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", len(labels)]))
-    goldens, now = make_goldens(strip(model), spec, samples), datetime.now(UTC)
+    goldens, now = make_goldens(strip(model), spec, choose_goldens(samples)), datetime.now(UTC)
     sha256 = hashlib.sha256(options.model.read_bytes()).hexdigest()
     recipe = f"adopted from {options.model.name} of {model.producer_name} {model.producer_version}, sha256 {sha256}"
     origin = Provenance(

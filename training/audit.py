@@ -1,30 +1,24 @@
-"""`python -m training audit`: what is wrong with a data set, before a model learns it. Reads only, changes nothing.
+"""What is wrong with a data set, before a model learns it: `python -m training audit`, and the start of every training.
 
-Every file is read once and decoded in full, on all cores. Of an image 300 bytes are kept, with Python's own about 1 kB.
+Reads only, changes nothing. Of an image 300 bytes are kept, with Python's own about 1 kB.
 """
 
-import io
 import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
-from app.errors import ConvServeError
-from app.image import decode, sniff
-from app.spec import InputSpec
-from training.duplicates import Fingerprint, find_copies, find_lookalikes, fingerprint
+from training.duplicates import Fingerprint, Groups, find_copies, find_lookalikes
 from training.folder import MIN_PER_CLASS, LabelledFile
+from training.pixels import EMPTY, MAX_ASPECT, Reading, Skipped, prints_of, read_files
 from training.sources import expand_videos, list_source, open_source
 
-WHOLE = InputSpec(height=4096, width=4096, channels=3)  # so large that no JPEG is reduced while it is decoded
 MIN_SIDE = 8  # pixels
-MAX_ASPECT = 10
 MAX_IMBALANCE = 10
 MIN_AROUND_STRAY = 100  # files
 MAX_EXAMPLES = 3  # of a kind, in the table
@@ -34,7 +28,7 @@ RULES = {  # error: figures would be wrong, or training refuses; warning: an ima
     "one_class": ("error", "there is only {!r}: a classifier needs at least two classes"),
     "small_class": ("error", "class {!r} has {} of the {} images that it needs"),
     "two_labels": ("error", "the same picture is called {}"),
-    "empty_file": ("warning", "the file has no bytes"),
+    "empty_file": ("warning", EMPTY),
     "extreme_size": ("warning", "{} × {} pixels"),
     "imbalance": ("warning", "class {!r} has {:,} images, class {!r} {:,}"),
     "many_frames": ("warning", "of {} frames only the first is used"),
@@ -71,37 +65,57 @@ class Audit:
     def as_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=2)
 
+    def by_kind(self) -> dict[tuple[str, str], list[str]]:
+        """What was found of each severity and kind, the worst first."""
+        kinds = groupby(self.findings, key=lambda finding: finding.kind)
+        return {(RULES[kind][0], kind.replace("_", " ")): list(map(_line, group)) for kind, group in kinds}
+
+    def __str__(self) -> str:
+        """All of it in one line."""
+        counts = [f"{len(found):,} {kind} ({severity})" for (severity, kind), found in self.by_kind().items()]
+        return f"audit: {', '.join(counts) or 'nothing found'}"
+
 
 def run_audit(source: Path) -> Audit:
     """Looks at every file of a folder, .zip or manifest. Raises: InputError when there are no labelled files at all."""
     with open_source(source) as (root, frames):
-        folder = root if root.is_dir() else root.parent
-        listing, skipped = expand_videos(list_source(root), frames)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            looks = list(pool.map(_look_at, (one.path for one in listing)))
-        hidden = [path for path in root.rglob("*") if "/." in f"/{path.relative_to(root).as_posix()}" and path.is_file()]
-    images = [(one, seen) for one, (seen, _) in zip(listing, looks, strict=True) if seen]
+        listing, videos = expand_videos(list_source(root), frames)
+        readings = read_files(listing, None)
+        return audit_readings(root, readings, find_lookalikes(prints_of(readings)), videos)
+
+
+def audit_readings(root: Path, readings: Sequence[Reading], lookalikes: Groups, videos: Sequence[Skipped]) -> Audit:
+    """What is found in files that were read, with the groups of those that are images; `videos` could not be read.
+
+    `root` is the folder or the manifest.
+    """
+    folder = root if root.is_dir() else root.parent
+    seen = [(one.file, one.fingerprint) for one in readings if one.fingerprint]
+    images = [(*one, group) for one, group in zip(seen, lookalikes.tolist(), strict=True)]
     findings = [
-        *(_find("unreadable", [video.path], video.reason) for video in skipped),
-        *(_find("hidden_file", [path]) for path in hidden),
-        *(finding for _, of_file in looks for finding in of_file),
-        *_find_strays([one.path for one in listing]),
+        *(_find("unreadable", [video.path], video.reason) for video in videos),
+        *(_find("hidden_file", [path]) for path in _list_hidden(root)),
+        *(finding for one in readings for finding in _look_at(one)),
+        *_find_strays([one.file.path for one in readings]),
         *_find_repeated(images),
-        *_find_uneven(listing, [one for one, _ in images]),
+        *_find_uneven([one.file for one in readings], [image[0] for image in images]),
     ]
     findings = [replace(one, paths=tuple(os.path.relpath(path, folder) for path in one.paths)) for one in findings]
     findings.sort(key=lambda finding: (list(RULES).index(finding.kind), finding.paths))
-    classes = dict(sorted(Counter(one.label for one, _ in images).items()))
-    return Audit(len(listing) + len(skipped), len(images), classes, tuple(findings))
+    classes = dict(sorted(Counter(image[0].label for image in images).items()))
+    return Audit(len(readings) + len(videos), len(images), classes, tuple(findings))
 
 
 def format_audit(audit: Audit) -> str:
     """A paragraph for each kind of finding, with its number and first examples."""
     lines = [f"{audit.n_files:,} files, {audit.n_images:,} images that can be read, {len(audit.classes)} classes"]
-    for kind, group in groupby(audit.findings, key=lambda finding: finding.kind):
-        findings = [f"{_shown(one.paths, ', ')}{': ' if one.paths else ''}{one.detail}" for one in group]
-        lines += ["", f"{RULES[kind][0]:<7}  {kind.replace('_', ' ')}: {len(findings):,}", "  " + _shown(findings, "\n  ")]
+    for (severity, kind), found in audit.by_kind().items():
+        lines += ["", f"{severity:<7}  {kind}: {len(found):,}", "  " + _shown(found, "\n  ")]
     return "\n".join(lines if audit.findings else [*lines, "", "nothing found"])
+
+
+def _line(finding: Finding) -> str:
+    return f"{_shown(finding.paths, ', ')}{': ' if finding.paths else ''}{finding.detail}"
 
 
 def _shown(names: Sequence[str], separator: str) -> str:
@@ -123,38 +137,31 @@ def _find_strays(paths: Sequence[Path]) -> Iterator[Finding]:
             yield _find("stray_format", [path], form, len(paths))
 
 
-def _look_at(path: Path) -> tuple[Fingerprint | None, list[Finding]]:
-    try:
-        encoded = path.read_bytes()
-        image = decode(encoded, WHOLE)
-    except OSError as error:
-        return None, [_find("unreadable", [path], f"cannot be read: {error.strerror}")]
-    except ConvServeError as error:
-        return None, [_find("unreadable", [path], error) if encoded else _find("empty_file", [path])]
-    findings = []
-    if Image.registered_extensions().get(path.suffix.lower()) != sniff(encoded):
-        findings.append(_find("wrong_suffix", [path], sniff(encoded)))
-    if (n_frames := _count_frames(encoded)) > 1:
-        findings.append(_find("many_frames", [path], n_frames))
-    if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
-        findings.append(_find("extreme_size", [path], *image.size))
-    return fingerprint(image), findings
+def _list_hidden(root: Path) -> Iterator[Path]:
+    for directory, _, names in os.walk(root):
+        is_hidden = f"{os.sep}." in directory.removeprefix(str(root))
+        yield from (Path(directory, name) for name in names if is_hidden or name.startswith("."))
 
 
-def _count_frames(encoded: bytes) -> int:
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("GIF", "PNG", "WEBP", "TIFF", "AVIF")) as image:
-            return int(getattr(image, "n_frames", 1))
-    except Exception:  # another format, or Pillow's readers, which raise almost anything; the first frame was decoded
-        return 1
+def _look_at(reading: Reading) -> Iterator[Finding]:
+    paths, form, size = [reading.file.path], reading.form, reading.size
+    if not reading.fingerprint:
+        yield _find("empty_file", paths) if reading.reason == EMPTY else _find("unreadable", paths, reading.reason)
+        return
+    if Image.registered_extensions().get(paths[0].suffix.lower()) != form:
+        yield _find("wrong_suffix", paths, form)
+    if reading.n_frames > 1:
+        yield _find("many_frames", paths, reading.n_frames)
+    if min(size) < MIN_SIDE or max(size) > MAX_ASPECT * min(size):
+        yield _find("extreme_size", paths, *size)
 
 
-def _find_repeated(images: Sequence[tuple[LabelledFile, Fingerprint]]) -> Iterator[Finding]:
-    prints = [seen for _, seen in images]
-    for near, groups in (("", find_copies(prints)), ("near_", find_lookalikes(prints))):
+def _find_repeated(images: Sequence[tuple[LabelledFile, Fingerprint, int]]) -> Iterator[Finding]:
+    copies = find_copies([seen for _, seen, _ in images]).tolist()
+    for near, groups in (("", copies), ("near_", [lookalike for _, _, lookalike in images])):
         members: defaultdict[int, list[tuple[LabelledFile, Fingerprint]]] = defaultdict(list)
-        for image, group in zip(images, groups.tolist(), strict=True):
-            members[group].append(image)
+        for (file, seen, _), group in zip(images, groups, strict=True):
+            members[group].append((file, seen))
         for alike in members.values():
             is_new = not near or len({seen.digest for _, seen in alike}) > 1  # else found as copies
             if is_new and len({one.group or one.path for one, _ in alike}) > 1:  # else frames of a video, or said to be alike

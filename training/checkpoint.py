@@ -3,6 +3,7 @@
 No random state is kept: every epoch seeds itself from (seed, epoch).
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from training.errors import InputError
+from training.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,10 @@ class Checkpoint:
     settings: str
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the file in one step, so that a cut never leaves half of one."""
-        unfinished = self.path.with_name(self.path.name + ".tmp")
-        torch.save({**state, "settings": self.settings}, unfinished)
-        unfinished.replace(self.path)
+        """Replaces the file in one step, so that a cut or a full disk never leaves half of one. Raises: TrainingError."""
+        content = io.BytesIO()
+        torch.save({**state, "settings": self.settings}, content)
+        write_whole(self.path, content.getvalue())
 
     def load(self) -> dict[str, Any] | None:
         """The state of the last whole epoch, or None where there is none.

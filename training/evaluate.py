@@ -6,7 +6,8 @@ folder ─────┴─decode, fit─▶ pixels ──classifier──▶ p
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +18,15 @@ from app.classifier import Classifier, Probabilities
 from app.errors import ModelError
 from app.image import Pixels
 from app.spec import Figures, ModelSpec
+from training.data_set import read_others, read_samples
 from training.errors import InputError
-from training.figures import Scores, score
+from training.figures import Array, Scores, Strangers, expected_calibration_error, score, uncalibrate
 from training.folder import Part
-from training.pixels import Samples, decode_files
-from training.sources import open_part
+from training.pixels import Samples
 from training.table import format_scores
 
 BATCH = 64  # images; only memory and speed depend on it
+N_NOISE = 128
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Evaluation:
     accepted: int  # images whose top probability reaches the accept threshold; all where there is none
     accepted_right: int
     n_skipped: int
+    ece_before: float  # calibration
+    strangers: Sequence[Strangers] = ()
 
     def as_json(self) -> str:
         """All of it for programs."""
@@ -49,6 +53,8 @@ class Evaluation:
             "accepted": self.accepted,
             "accepted_right": self.accepted_right,
             "n_skipped": self.n_skipped,
+            "ece_before_calibration": self.ece_before,
+            "out_of_distribution": list(map(asdict, self.strangers)),
         }
         return json.dumps(content, ensure_ascii=False, indent=2)
 
@@ -65,14 +71,16 @@ class Evaluation:
         )
 
 
-def evaluate_file(path: Path, root: Path, part: Part | Literal["all"]) -> tuple[Evaluation, Samples]:
-    """Measures the model file at `path` on one part of the data set at `root`.
+def evaluate_file(path: Path, root: Path, part: Part | Literal["all"], other: Path | None = None) -> tuple[Evaluation, Samples]:
+    """Measures the model file at `path` on one part of the data set at `root`, against noise and the images of `other`.
 
     Raises: InputError.
     """
     classifier = open_model(path)
     samples = read_samples(root, part, classifier.spec)
-    return evaluate(classifier, samples, f"{root.resolve().name}/{part}"), samples
+    strangers = answer_strangers(classifier, read_others(other, classifier.spec.input))
+    probabilities, data = classify_all(classifier, samples.pixels), f"{root.resolve().name}/{part}"
+    return score_answers(classifier.spec, classifier.sha256, probabilities, samples, data, strangers), samples
 
 
 def open_model(path: Path) -> Classifier:
@@ -83,41 +91,34 @@ def open_model(path: Path) -> Classifier:
         raise InputError(str(error)) from error
 
 
-def read_samples(root: Path, part: Part | Literal["all"], spec: ModelSpec, *, limit: int | None = None) -> Samples:
-    """The images of one part of a data set, as the model sees them; at most `limit`, drawn by the model's own seed.
-
-    Raises: InputError, also when a class is none of the model's.
-    """
-    with open_part(root, part, seed=spec.provenance.seed) as (files, videos):
-        unknown = sorted({file.label for file in files} - set(spec.labels))
-        if unknown:
-            raise InputError(f"{root} has classes that the model does not know: {', '.join(unknown)}")
-        if limit is not None:
-            chosen = np.random.default_rng(spec.provenance.seed).permutation(len(files))[:limit]
-            files = tuple(files[index] for index in chosen)
-        samples = decode_files(files, spec.labels, spec.input)
-    return replace(samples, skipped=(*videos, *samples.skipped))
-
-
-def evaluate(classifier: Classifier, samples: Samples, data: str) -> Evaluation:
-    """Measures a loaded model on decoded images; `data` names them."""
-    return score_answers(classifier.spec, classifier.sha256, classify_all(classifier, samples.pixels), samples, data)
-
-
-def score_answers(spec: ModelSpec, sha256: str, probabilities: Probabilities, samples: Samples, data: str) -> Evaluation:
-    """As `evaluate`, from what the model file already answered, float32 `(n, classes)`."""
-    rule = spec.accept
-    accepted = probabilities.max(axis=1) >= (rule.threshold if rule else 0)
-    right = probabilities.argmax(axis=1) == samples.classes
+def score_answers(
+    spec: ModelSpec,
+    sha256: str,
+    probabilities: Probabilities,
+    samples: Samples,
+    data: str,
+    strangers: Mapping[str, Array] | None = None,
+) -> Evaluation:
+    """Measures what a model file answered, float32 `(n, classes)`; `data` names the images, and `strangers` others."""
+    threshold, confidence = spec.accept.threshold if spec.accept else 0, probabilities.max(axis=1)
+    accepted = confidence >= threshold
     return Evaluation(
         spec=spec,
         sha256=sha256,
         data=data,
         scores=score(probabilities, samples.classes),
+        ece_before=expected_calibration_error(uncalibrate(probabilities, spec.temperature), samples.classes),
         accepted=int(accepted.sum()),
-        accepted_right=int((accepted & right).sum()),
+        accepted_right=int((accepted & (probabilities.argmax(axis=1) == samples.classes)).sum()),
         n_skipped=len(samples.skipped),
+        strangers=[Strangers.of(name, tops, confidence, threshold) for name, tops in (strangers or {}).items()],
     )
+
+
+def answer_strangers(classifier: Classifier, others: Mapping[str, Pixels]) -> dict[str, Array]:
+    """The top probabilities of noise, always the same, and of the other images."""
+    noise = np.random.default_rng(0).integers(256, size=(N_NOISE, *classifier.spec.input.shape), dtype=np.uint8)
+    return {name: classify_all(classifier, pixels).max(axis=1) for name, pixels in {"noise": noise, **others}.items()}
 
 
 def classify_all(classifier: Classifier, pixels: Pixels) -> Probabilities:
@@ -132,4 +133,6 @@ def format_evaluation(evaluation: Evaluation) -> str:
     if spec.accept and evaluation.accepted:
         share, right = evaluation.accepted / scores.n, evaluation.accepted_right / evaluation.accepted
         lines.append(f"accepted     {share:.2%} (top probability ≥ {spec.accept.threshold:g}), of these right {right:.3%}")
+    lines.append(f"calibration  ECE {evaluation.ece_before:.4f} before, {scores.ece:.4f} after")
+    lines += [f"{one.data:<12} AUROC {one.auroc:.4f}, {one.accepted:.2%} of {one.n:,} accepted" for one in evaluation.strangers]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,21 @@ class Scores:
     log_loss: float  # nats
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]  # [true class][predicted class]
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """Images that are of none of the classes, and how well the top probability tells known ones from them."""
+
+    data: str  # what they are
+    n: int
+    auroc: float
+    accepted: float  # share that reaches the accept threshold; all where there is none
+
+    @classmethod
+    def of(cls, data: str, strange: Array, known: Array, threshold: float) -> Self:
+        """From top probabilities `(n,)`."""
+        return cls(data, len(strange), auroc(known, strange), float((strange >= threshold).mean()))
 
 
 def score(probabilities: Array, truth: Indices) -> Scores:
@@ -82,6 +98,22 @@ def expected_calibration_error(probabilities: Array, truth: Indices, bins: int =
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(bin_of, weights=confidence - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
+
+
+def uncalibrate(probabilities: Array, temperature: float) -> Array:
+    """The probabilities as they were before the logits were divided by `temperature`."""
+    powers = probabilities.astype(np.float64) ** temperature
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+
+
+def auroc(known: Array, strange: Array) -> float:
+    """The chance that one of `known` is above one of `strange`, where equal ones count half, from their ranks.
+
+    Source: Hanley, McNeil, "The meaning and use of the area under a receiver operating characteristic curve", 1982.
+    """
+    _, place, counts = np.unique(np.concatenate([known, strange]), return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum() - (counts - 1) / 2)[place[: len(known)]]
+    return float((ranks.mean() - (len(known) + 1) / 2) / len(strange))
 
 
 def log_loss(probabilities: Array, truth: Indices) -> float:

@@ -9,6 +9,7 @@ Labels are folder names. Hidden files and folders are ignored; folders inside a 
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,22 +42,6 @@ class LabelledFile:
 
 
 Files = tuple[LabelledFile, ...]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A data set, with its files in the parts they are for."""
-
-    root: Path
-    labels: tuple[str, ...]
-    train: Files
-    validation: Files
-    test: Files
-
-    def part(self, part: Part) -> Files:
-        """The files of one part."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return parts[part]
 
 
 def list_folder(root: Path) -> Files:
@@ -104,7 +89,16 @@ def _list_files(folder: Path, part: Part | None) -> Files:
     found = []
     for class_folder in _subfolders(folder):
         label = unicodedata.normalize("NFC", class_folder.name)  # macOS writes é as two characters
-        for directory, children, names in os.walk(class_folder):
-            children[:] = [child for child in children if not child.startswith(".")]
-            found += [LabelledFile(Path(directory, name), label, part) for name in names if not name.startswith(".")]
+        found += [LabelledFile(path, label, part) for path in walk(class_folder)]
     return tuple(sorted(found, key=lambda file: (file.label, file.path.as_posix())))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files in a folder and in those inside it, but for hidden ones. Raises: InputError."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for directory, children, names in os.walk(folder, onerror=refuse):
+        children[:] = [child for child in children if not child.startswith(".")]
+        yield from (Path(directory, name) for name in names if not name.startswith("."))

@@ -17,12 +17,16 @@ import onnxruntime as ort
 from app.classifier import INPUT, OUTPUT, Classifier, Probabilities
 from app.image import Pixels
 from app.spec import ModelSpec
+from training.data_set import read_samples
 from training.errors import InputError
-from training.evaluate import Evaluation, classify_all, open_model, read_samples, score_answers
+from training.evaluate import Evaluation, classify_all, open_model, score_answers
 from training.figures import Indices
-from training.model_file import make_golden, put_in_place, unfinished_beside, write_model
+from training.files import put_in_place, unfinished_beside
+from training.model_file import make_golden, write_model
 from training.pixels import Samples
 from training.quantize import quantize_graph
+from training.report import write_report
+from training.run_report import Measured, RunReport
 
 DEFAULT_GATE = 0.5  # points of accuracy
 DEFAULT_IMAGES = 32
@@ -63,9 +67,10 @@ class QuantizeVerdict:
         """All of it for programs."""
         return json.dumps(asdict(self), indent=2)
 
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
+        """All of it for people, by name."""
         speed = self.speed
-        rows = [
+        return [
             ("accuracy", f"{self.accuracy_before:.2%} → {self.accuracy_after:.2%}"),
             ("drop", f"{self.drop_points:+.2f} ± {self.drop_error:.2f} points (allowed: {self.gate_points:g})"),
             ("agreement", f"{self.agreement:.2%} of {self.n:,} images"),
@@ -73,7 +78,9 @@ class QuantizeVerdict:
             ("file", f"{self.bytes_before / 1000:,.0f} kB → {self.bytes_after / 1000:,.0f} kB"),
             ("verdict", f"{'kept' if self.kept else 'not kept'}: {self.reason}"),
         ]
-        return "\n".join(f"{name:<12} {value}" for name, value in rows)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<12} {value}" for name, value in self.rows())
 
 
 def judge(
@@ -190,8 +197,10 @@ def quantize_samples(
         )
         if verdict.kept:
             measured = score_answers(after.spec, after.sha256, answers, validation, data)
-            write_model(after_file, _describe(measured, verdict, len(calibration)), unfinished, threads=threads)
+            after = write_model(after_file, _describe(measured, verdict, len(calibration)), unfinished, threads=threads)
             put_in_place(unfinished, out)
+            rows = [{"against fp32": name, "": value} for name, value in verdict.rows()]
+            write_report(RunReport(after.spec, after.sha256, Measured(data, answers, validation), verdict=rows), out)
     return verdict
 
 
@@ -199,9 +208,8 @@ def _describe(measured: Evaluation, verdict: QuantizeVerdict, n_calibration: int
     """The spec with what is true of the int8 model alone: its own figures, and how it was made."""
     spec = measured.spec
     note = (
-        f"int8 by training.quantize on {n_calibration} images: accuracy {verdict.accuracy_before:.4f} → "
-        f"{verdict.accuracy_after:.4f} on {verdict.n} images of {measured.data}, "
-        f"{verdict.speed.median:.2f} times as fast on the machine that made it"
+        f"int8 by training.quantize on {n_calibration} images; against fp32, on {measured.data} and the machine that made it: "
+        + "; ".join(f"{name} {value}" for name, value in verdict.rows())
     )
     measured_by = f"python -m training quantize, onnxruntime {ort.__version__} on the CPU"
     figures = measured.as_figures().model_copy(update={"measured_by": measured_by})

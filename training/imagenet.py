@@ -23,10 +23,11 @@ from training.calibrate import choose_threshold
 from training.errors import InputError, TrainingError
 from training.evaluate import classify_all, score_answers
 from training.figures import Indices
+from training.files import put_in_place, unfinished_beside
 from training.folder import LabelledFile
 from training.gate import open_session, quantize_samples
 from training.graph import ServedNetwork, check_parity, export_graph
-from training.model_file import GOLDEN_TOLERANCE, make_golden, put_in_place, unfinished_beside, write_model
+from training.model_file import GOLDEN_TOLERANCE, make_golden, write_model
 from training.pixels import Samples, decode_files
 from training.provenance import git_commit, library_versions
 
@@ -66,11 +67,11 @@ def make_model(folder: Path, out: Path) -> None:
     """
     labels, calibration, rest = read_photographs(folder)
     with tempfile.TemporaryDirectory() as temporary:
-        fp32 = Path(temporary) / "fp32.onnx"
+        fp32, int8 = Path(temporary, "fp32.onnx"), Path(temporary, "int8.onnx")
         write_fp32(fp32, labels, rest)
-        verdict = quantize_samples(fp32, out, calibration.pixels, rest, folder.resolve().name)
+        verdict = quantize_samples(fp32, int8, calibration.pixels, rest, folder.resolve().name)
         print(verdict)
-        _finish(out if verdict.kept else fp32, out, rest, folder.resolve().name)
+        _finish(int8 if verdict.kept else fp32, out, rest, folder.resolve().name)
     print(f"wrote {out} ({out.stat().st_size / 1000:,.0f} kB)")
 
 

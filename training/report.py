@@ -13,9 +13,9 @@ import numpy as np
 
 from app.spec import AcceptRule
 from training.charts import Axis, Series, chart, percent
-from training.figures import Scores, wilson_interval
+from training.figures import Scores, Strangers, wilson_interval
+from training.files import write_whole
 from training.gallery import gallery
-from training.model_file import put_in_place, unfinished_beside
 from training.run_report import Epoch, Measured, RunReport
 from training.table import MAX_CLASSES
 
@@ -37,11 +37,9 @@ def write_report(report: RunReport, model: Path) -> Path:
 
     Raises: InputError when nothing can be written there.
     """
-    out = model.with_suffix(".html")
-    with unfinished_beside(out) as unfinished:
-        # The name of a file need not be UTF-8; what cannot be written becomes "?".
-        unfinished.write_bytes(render(report).encode("utf-8", errors="replace"))
-        put_in_place(unfinished, out)
+    out = model.with_suffix(".html") if model.suffix == ".onnx" else model.with_name(f"{model.name}.html")
+    # The name of a file need not be UTF-8; what cannot be written becomes "?".
+    write_whole(out, render(report).encode("utf-8", errors="replace"))
     return out
 
 
@@ -80,8 +78,10 @@ def _slots(report: RunReport) -> dict[str, object]:
     spec, judged, labels, libraries = report.spec, report.parts[-1], report.spec.labels, report.spec.provenance.libraries
     doubtful = [(part, index) for part in report.parts for index in part.mistakes(doubtful=True)]
     doubtful.sort(key=lambda one: -one[0].confidence[one[1]])
-    findings = [(one.kind, one.count, "\n".join(one.examples[:MAX_EXAMPLES])) for one in report.audit or () if one.count]
-    audit = [dict(zip(("finding", "count", "examples"), finding, strict=True)) for finding in findings]
+    audit = [
+        {"": severity, "finding": kind, "count": f"{len(found):,}", "examples": "\n".join(found[:MAX_EXAMPLES])}
+        for (severity, kind), found in (report.audit or {}).items()
+    ]
     return {
         "report": report,
         "judged": judged,
@@ -95,6 +95,7 @@ def _slots(report: RunReport) -> dict[str, object]:
         "classes": _classes(judged.scores, labels),
         "reliability": _reliability(judged, spec.temperature),
         "risk": _risk(judged, spec.accept),
+        "strangers": table("Images of other things", list(map(_strangers, report.strangers)), "None were shown to the model."),
         "doubtful": gallery(doubtful, labels),
         "mistakes": gallery([(judged, index) for index in judged.mistakes(doubtful=False)], labels),
         "audit": table("Findings", audit, "The images were not audited." if report.audit is None else "Nothing was found."),
@@ -115,6 +116,10 @@ def _figures(part: Measured, rule: AcceptRule | None) -> dict[str, object]:
         "accepted": f"{share:.2%}",
         "of these wrong": f"{risk:.2%}",
     }
+
+
+def _strangers(them: Strangers) -> dict[str, object]:
+    return {"images": them.data, "number": f"{them.n:,}", "AUROC": f"{them.auroc:.4f}", "accepted": f"{them.accepted:.2%}"}
 
 
 def _curves(history: Sequence[Epoch]) -> str:

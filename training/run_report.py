@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from app.classifier import Probabilities
 from app.spec import AcceptRule, ModelSpec
-from training.figures import ECE_BINS, Scores, score
+from training.figures import ECE_BINS, Scores, Strangers, score, uncalibrate
 from training.pixels import Samples
 
 
@@ -74,15 +74,7 @@ class Measured:
 
     def uncalibrated(self, temperature: float) -> "Measured":
         """The same before the logits were divided by `temperature`."""
-        powers = self.probabilities.astype(np.float64) ** temperature
-        return replace(self, probabilities=(powers / powers.sum(axis=1, keepdims=True)).astype(np.float32))
-
-
-@dataclass(frozen=True)
-class AuditCount:
-    kind: str
-    count: int
-    examples: Sequence[str] = ()
+        return replace(self, probabilities=uncalibrate(self.probabilities, temperature))
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,8 @@ class RunReport:
     validation: Measured
     test: Measured | None = None
     history: Sequence[Epoch] = ()  # empty for a model that was not trained here
-    audit: Sequence[AuditCount] | None = None  # None: there was no audit
+    audit: Mapping[tuple[str, str], Sequence[str]] | None = None  # by severity and kind; None: there was no audit
+    strangers: Sequence[Strangers] = ()
     verdict: Sequence[Mapping[str, object]] | None = None  # of quantisation: rows of a table; the keys are its columns
     intended_use: str = "To tell its classes apart in images like those it was trained on."
 

@@ -1,6 +1,6 @@
 """Where labelled files come from, and which part of the work each is for: a folder, a .zip of one, or a CSV manifest.
 
-    DATA ──open_source──▶ folder or manifest ──list_source──▶ labelled files ──divide──▶ all in parts ──expand_videos──▶ images
+    DATA ──open_source──▶ folder or manifest ──list_source──▶ labelled files ──expand_videos──▶ images ──divide──▶ all in parts
 
 A manifest has the columns path and label, and if wanted split (train, val, test) and group (never parted); a split that was
 drawn once can be written as one. What cannot be used raises InputError. Nothing of the user's is changed.
@@ -13,65 +13,22 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 
-from app.errors import ConvServeError
-from app.image import decode
-from app.spec import InputSpec
-from training.duplicates import SIDE, Fingerprint, Groups, draw_groups, find_lookalikes, fingerprint, join_groups
+from training.duplicates import Groups, draw_groups, join_groups
 from training.errors import InputError, refusing
-from training.folder import (
-    PART_FOLDERS,
-    TEST_SHARE,
-    VALIDATION_SHARE,
-    Files,
-    Folder,
-    LabelledFile,
-    Part,
-    check_labels,
-    list_folder,
-)
+from training.files import write_whole
+from training.folder import PART_FOLDERS, TEST_SHARE, VALIDATION_SHARE, Files, LabelledFile, Part, list_folder
 from training.pixels import Skipped
 from training.videos import is_video, sample_video
 
 MAX_UNPACKED_BYTES = 50 * 2**30
 MAX_MEMBERS = 2_000_000
 COLUMNS = ("path", "label", "split", "group")
-COARSE = InputSpec(height=32, width=32, channels=1)  # what pictures are compared at: JPEGs are reduced while decoded
-
-
-@contextmanager
-def open_data(path: Path, *, seed: int, split: Path | None = None) -> Iterator[tuple[Folder, tuple[Skipped, ...]]]:
-    """The files of `path` in their parts, videos as frames, and the videos that cannot be read; `split` is written if given."""
-    with open_source(path) as (source, frames):
-        listing = list_source(source)
-        labels = check_labels(path, listing)
-        listing = divide(listing, seed=seed)
-        if split and source != path:
-            raise InputError(f"the files of {path} are gone after the work: unpack it to write {split}")
-        if split:
-            write_manifest(split, listing)
-        listing, skipped = expand_videos(listing, frames)
-        yield Folder(path, labels, *(tuple(one for one in listing if one.part == part) for part in get_args(Part))), skipped
-
-
-@contextmanager
-def open_part(path: Path, part: Part | Literal["all"], *, seed: int) -> Iterator[tuple[Files, tuple[Skipped, ...]]]:
-    """The files of one part, or of all, as `open_data` parts them."""
-    with open_source(path) as (source, frames):
-        listing = list_source(source)
-        if part != "all" and all(one.part != part for one in listing):
-            listing = divide(listing, seed=seed)
-        listing = tuple(one for one in listing if part in ("all", one.part))
-        if not listing:
-            raise InputError(f"{path} has no {part} images: expected class folders with images, or take another --split")
-        yield expand_videos(listing, frames)
 
 
 @contextmanager
@@ -94,27 +51,32 @@ def list_source(path: Path) -> Files:
 
 def write_manifest(path: Path, listing: Files) -> None:
     """Writes a listing as a manifest, with paths relative to it."""
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for one in listing:
-                writer.writerow((os.path.relpath(one.path, path.parent), one.label, one.part or "", one.group))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows((os.path.relpath(one.path, path.parent), one.label, one.part or "", one.group) for one in listing)
+    write_whole(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
-def divide(listing: Files, *, seed: int) -> Files:
+def divide(listing: Files, lookalikes: Groups, *, seed: int) -> Files:
     """Gives every file that has none a part, drawn class by class, with lookalikes and named groups on one side."""
     parts = [one.part for one in listing]
     if "validation" not in parts:
-        groups, labels = _group(listing), np.array([one.label for one in listing])
+        groups, labels = _join_named(listing, lookalikes), np.array([one.label for one in listing])
         shares: dict[Part, float] = {} if any(parts) else {"test": TEST_SHARE}
         for part, share in (shares | {"validation": VALIDATION_SHARE}).items():
             pool = np.flatnonzero([given in (None, "train") for given in parts])
             for index in pool[draw_groups(labels[pool].tolist(), groups[pool].tolist(), share, seed + (part == "validation"))]:
                 parts[index] = part
     return tuple(replace(one, part=part or "train") for one, part in zip(listing, parts, strict=True))
+
+
+def _join_named(listing: Files, lookalikes: Groups) -> Groups:
+    groups = lookalikes.copy()
+    first: dict[str, int] = {}
+    named = [(index, first.setdefault(one.group, index)) for index, one in enumerate(listing) if one.group]
+    join_groups(groups, *np.array(named, dtype=np.int64).reshape(-1, 2).T)
+    return groups
 
 
 def expand_videos(listing: Files, folder: Path) -> tuple[Files, tuple[Skipped, ...]]:
@@ -172,19 +134,3 @@ def _read_manifest(path: Path) -> Files:
     if len({one.part is None for one in listing}) > 1:
         raise InputError(f"{path} has a split for some files and none for others: fill the column, or leave all of it empty")
     return tuple(listing)
-
-
-def _group(listing: Files) -> Groups:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        groups = find_lookalikes(list(pool.map(_fingerprint_file, listing)))
-    first: dict[str, int] = {}
-    named = [(index, first.setdefault(one.group, index)) for index, one in enumerate(listing) if one.group]
-    join_groups(groups, *np.array(named, dtype=np.int64).reshape(-1, 2).T)
-    return groups
-
-
-def _fingerprint_file(file: LabelledFile) -> Fingerprint:
-    try:
-        return fingerprint(decode(file.path.read_bytes(), COARSE))
-    except (ConvServeError, OSError):  # no picture is like nothing else
-        return Fingerprint(os.fsencode(file.path), bytes(SIDE * SIDE))

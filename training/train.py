@@ -1,40 +1,38 @@
 """`python -m training train`: from a folder to a model file, step by step.
 
-folder ─▶ pixels ─▶ loop ─▶ temperature ─▶ graph, compared with torch ─▶ goldens, accept threshold
+folder ─▶ pixels, audited ─▶ loop ─▶ temperature ─▶ graph, compared with torch ─▶ goldens, accept threshold
        ─▶ file, proven ─▶ measured as it is served ─▶ file with its figures, proven ─▶ put in its place
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 
 from app.classifier import Classifier
+from app.image import Pixels
 from app.spec import ModelSpec, Provenance
 from training.batches import Batches, compute_logits
 from training.calibrate import choose_threshold, fit_temperature
 from training.checkpoint import Checkpoint
+from training.data_set import DataSet, read_data_set, read_others
 from training.distributed import Processes, join_processes
 from training.errors import InputError
-from training.evaluate import Evaluation, classify_all, score_answers
-from training.folder import Folder
+from training.evaluate import Evaluation, answer_strangers, classify_all, score_answers
+from training.files import put_in_place, unfinished_beside
 from training.graph import Parity, ServedNetwork, check_parity, export_graph
 from training.loop import Training, train_network
 from training.memory import keep_freed_memory
-from training.model_file import make_goldens, put_in_place, unfinished_beside, write_model
+from training.model_file import make_goldens, write_model
 from training.networks import count_parameters
-from training.pixels import Samples, Skipped, decode_files
 from training.progress import say
 from training.provenance import git_commit, library_versions
 from training.recipes import Recipe
 from training.report import write_report
 from training.run_report import Measured, RunReport
-from training.sources import open_data
 from training.table import format_skipped
 
 EXPORT_SECONDS = 15  # kept of the time for export, proof and measurement
@@ -54,17 +52,7 @@ class Order:
     fresh: bool
     deadline: float | None = None  # on time.monotonic's clock, for everything
     split: Path | None = None  # where to write which file is in which part
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """The decoded images, by what they are for."""
-
-    name: str
-    labels: tuple[str, ...]
-    train: Samples
-    validation: Samples
-    test: Samples | None
+    other: Path | None = None  # images of other things, which the model should not be sure of
 
 
 @dataclass(frozen=True)
@@ -93,9 +81,9 @@ def train_model(order: Order) -> list[Evaluation]:
 def _train(order: Order, processes: Processes) -> list[Evaluation]:
     torch.set_num_threads(order.threads)
     keep_freed_memory()
-    data_set = open_data(order.root, seed=order.seed, split=None if processes.rank else order.split)
-    with unfinished_beside(order.out) as unfinished, data_set as (folder, videos):  # open to the end: goldens are read anew
-        data = _decode(order, folder, videos)
+    with unfinished_beside(order.out) as unfinished:
+        others = read_others(order.other, order.recipe.input)
+        data = _read(order, processes)
         if 1 < processes.world > min(len(data.train), order.recipe.batch_size) // 2:
             raise InputError(f"{processes.world} processes need two images each per step: start fewer")
         checkpoint = Checkpoint(order.out.with_name(f"{order.out.name}.checkpoint"), _settings(order, data))
@@ -114,31 +102,35 @@ def _train(order: Order, processes: Processes) -> list[Evaluation]:
         parity = check_parity(model, served, data.validation.pixels)
         spec = _describe(order, data, model, temperature, parity, training.recipe.epochs)
         draft = Draft(model, spec, unfinished, order.threads)
-        classifier, evaluations, answered = _measure(draft, data, order.recipe.accept_precision)
+        classifier, evaluations, answered = _measure(draft, data, others, order.recipe.accept_precision)
         put_in_place(unfinished, order.out)
         processes.agree([])
         checkpoint.remove()
     test = answered[1] if len(answered) > 1 else None
-    report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history)
+    report = RunReport(
+        classifier.spec,
+        classifier.sha256,
+        answered[0],
+        test,
+        training.history,
+        audit=data.audit.by_kind(),
+        strangers=evaluations[-1].strangers,
+    )
     say(f"report: {write_report(report, order.out)}")
     return evaluations
 
 
-def _decode(order: Order, folder: Folder, videos: Sequence[Skipped]) -> DataSet:
-    labels, spec = folder.labels, order.recipe.input
-    say(f"{len(labels)} classes: decoding {len(folder.train) + len(folder.validation) + len(folder.test):,} files")
-    train, validation = decode_files(folder.train, labels, spec), decode_files(folder.validation, labels, spec)
-    test = decode_files(folder.test, labels, spec) if folder.test else None
-    skipped = [*videos, *(one for samples in (train, validation, test) if samples for one in samples.skipped)]
-    if skipped:
-        say(format_skipped(skipped))
-    missing = [
-        label for label, count in zip(labels, np.bincount(train.classes, minlength=len(labels)), strict=True) if not count
-    ]
-    if missing:
-        raise InputError(f"class {missing[0]!r} has no training image that can be read")
-    say(f"{len(train):,} images to train on, {len(validation):,} to validate, {len(test) if test else 0:,} to test")
-    return DataSet(order.root.resolve().name, labels, train, validation, test)
+def _read(order: Order, processes: Processes) -> DataSet:
+    say(f"reading {order.root}")
+    data = read_data_set(order.root, order.recipe.input, seed=order.seed, split=None if processes.rank else order.split)
+    if data.skipped:
+        say(format_skipped(data.skipped))
+    say(str(data.audit))
+    if any(kind.endswith("leak") for _, kind in data.audit.by_kind()):
+        say("warning: some pictures are in two parts of the data, so that the figures flatter: the report names them")
+    parts = ((data.train, "to train on"), (data.validation, "to validate"), (data.test or (), "to test"))
+    say(f"{len(data.labels)} classes: " + ", ".join(f"{len(images):,} images {what}" for images, what in parts))
+    return data
 
 
 def _settings(order: Order, data: DataSet) -> str:
@@ -175,11 +167,13 @@ def _describe(
             libraries=library_versions(),
             note=str(parity),
         ),
-        goldens=make_goldens(model, order.recipe.input, data.validation),
+        goldens=make_goldens(model, order.recipe.input, data.goldens),
     )
 
 
-def _measure(draft: Draft, data: DataSet, accept_precision: float) -> tuple[Classifier, list[Evaluation], list[Measured]]:
+def _measure(
+    draft: Draft, data: DataSet, others: dict[str, Pixels], accept_precision: float
+) -> tuple[Classifier, list[Evaluation], list[Measured]]:
     """Lets the file answer validation and, once, test; writes the accept threshold and the figures into it."""
     parts = [(name, part) for name, part in (("validation", data.validation), ("test", data.test)) if part]
     unmeasured = draft.write()
@@ -190,6 +184,9 @@ def _measure(draft: Draft, data: DataSet, accept_precision: float) -> tuple[Clas
     if accept is None:
         say(f"no accept threshold: none is right {accept_precision:.1%} of the time on validation")
     spec = unmeasured.spec.model_copy(update={"accept": accept})
-    evaluations = [score_answers(spec, unmeasured.sha256, one.probabilities, one.samples, one.data) for one in answered]
+    strangers = answer_strangers(unmeasured, others)
+    evaluations = [
+        score_answers(spec, unmeasured.sha256, one.probabilities, one.samples, one.data, strangers) for one in answered
+    ]
     figures = tuple(evaluation.as_figures() for evaluation in evaluations)
     return draft.write(accept=accept, figures=figures), evaluations, answered

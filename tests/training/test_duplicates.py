@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.duplicates import SIDE, Fingerprint, draw_groups, find_copies, find_lookalikes, fingerprint, join_groups
+from training.duplicates import (
+    MIN_CORRELATION,
+    SIDE,
+    Fingerprint,
+    draw_groups,
+    find_copies,
+    find_lookalikes,
+    fingerprint,
+    join_groups,
+)
 from training.errors import InputError
 
 
@@ -128,3 +137,17 @@ def test_a_picture_with_two_labels_stays_on_one_side() -> None:
 def test_a_class_of_one_group_cannot_be_divided() -> None:
     with pytest.raises(InputError, match=r"class 'b' cannot be divided: all its images are alike or of one group"):
         draw_groups(["a", "a", "a", "b", "b", "b"], [0, 1, 2, 3, 3, 3], 0.1, seed=0)
+
+
+def test_lookalikes_are_those_of_comparing_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.duplicates.BLOCK", 3)
+    angles = np.random.default_rng(0).uniform(0, 2 * np.pi, 120)
+    left, top = np.ones((2, SIDE, SIDE))
+    left[:, SIDE // 2 :], top[SIDE // 2 :] = -1, -1
+    pixels = np.array([128 + 60 * (np.cos(angle) * left + np.sin(angle) * top) for angle in angles]).astype(np.uint8)
+    groups = np.arange(len(pixels))
+    pairs = np.argwhere(np.corrcoef(pixels.reshape(len(pixels), -1)) >= MIN_CORRELATION)
+    join_groups(groups, *pairs.T)
+    assert 5 < len(set(groups.tolist())) < 60
+    prints = [Fingerprint(bytes([number]), one.tobytes()) for number, one in enumerate(pixels)]
+    assert find_lookalikes(prints).tolist() == groups.tolist()

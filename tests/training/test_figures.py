@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from training.figures import (
+    auroc,
     class_scores,
     confusion_matrix,
     expected_calibration_error,
@@ -58,3 +59,13 @@ def test_the_wilson_interval_equals_published_values() -> None:
     assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert wilson_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=1e-4)
+
+
+def test_auroc_is_the_share_of_pairs_in_the_right_order_and_ties_count_half() -> None:
+    random = np.random.default_rng(0)
+    for size, levels in ((1, 2), (7, 3), (40, 5), (60, 1000)):
+        known, strange = random.integers(levels, size=size) / levels, random.integers(levels, size=2 * size + 1) / levels
+        pairs = [(one > other) + (one == other) / 2 for one in known for other in strange]
+        assert auroc(known, strange) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert auroc(np.array([0.9, 0.8]), np.array([0.1])) == 1
+    assert auroc(np.array([0.5]), np.array([0.5, 0.5])) == 0.5

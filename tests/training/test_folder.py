@@ -1,12 +1,14 @@
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from training.errors import InputError
-from training.folder import Files, Folder, Part
-from training.sources import open_data, open_part
+from training.folder import Files, Part, check_labels
+from training.sources import divide, list_source
 
 
 def fill(root: Path, **classes: int) -> Path:
@@ -21,14 +23,20 @@ def count(files: Files, label: str) -> int:
     return sum(file.label == label for file in files)
 
 
+@dataclass(frozen=True)
+class Folder:
+    labels: tuple[str, ...]
+    train: Files
+    validation: Files
+    test: Files
+
+
 def read_folder(root: Path, *, seed: int) -> Folder:
-    with open_data(root, seed=seed) as (folder, _):
-        return folder
-
-
-def read_part(root: Path, part: Part | Literal["all"], *, seed: int) -> Files:
-    with open_part(root, part, seed=seed) as (files, _):
-        return files
+    """The parts of files that are like nothing else."""
+    listing = list_source(root)
+    labels = check_labels(root, listing)
+    divided = divide(listing, np.arange(len(listing)), seed=seed)
+    return Folder(labels, *(tuple(one for one in divided if one.part == part) for part in get_args(Part)))
 
 
 def test_a_folder_without_parts_is_parted_class_by_class(tmp_path: Path) -> None:
@@ -82,12 +90,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
     fill(tmp_path, cat=5, dog=5, **{".cache": 5})
     (tmp_path / "cat" / ".DS_Store").touch()
     (tmp_path / "README.txt").touch()
-    assert len(read_part(tmp_path, "all", seed=0)) == 10
-
-
-def test_a_test_folder_alone_can_be_measured_on(tmp_path: Path) -> None:
-    fill(tmp_path / "test", cat=1, dog=2)
-    assert len(read_part(tmp_path, "test", seed=0)) == 3
+    assert len(list_source(tmp_path)) == 10
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,18 @@ import torch
 
 from training.batches import Batches
 from training.checkpoint import Checkpoint
+from training.data_set import read_data_set
 from training.errors import InputError, TrainingError
 from training.loop import Training, train_network
-from training.pixels import decode_files
 from training.recipes import DIGITS
-from training.sources import open_data
 
 QUICK = replace(DIGITS, epochs=3, batch_size=16)
 
 
 @pytest.fixture(scope="module")
 def images(digits: Path) -> tuple[Batches, Batches]:
-    with open_data(digits, seed=0) as (folder, _):
-        pass
-    train, validation = (decode_files(files, folder.labels, DIGITS.input) for files in (folder.train, folder.validation))
-    return Batches.of(train), Batches.of(validation)
+    data = read_data_set(digits, DIGITS.input, seed=0)
+    return Batches.of(data.train), Batches.of(data.validation)
 
 
 @pytest.fixture(autouse=True)

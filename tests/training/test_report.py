@@ -15,11 +15,11 @@ from PIL import Image
 from app.spec import Golden, ModelSpec
 from tests.models import colour_spec
 from training.errors import InputError
-from training.figures import expected_calibration_error, score
+from training.figures import Strangers, expected_calibration_error, score
 from training.gallery import thumbnail
 from training.pixels import Samples
 from training.report import TEMPLATE, render, write_report
-from training.run_report import AuditCount, Epoch, Measured, RunReport
+from training.run_report import Epoch, Measured, RunReport
 
 LABELS = ("<script>alert(1)</script>", 'é "猫" & co', "عربي", "plain")
 TEMPERATURE = 1.6
@@ -60,7 +60,8 @@ REPORT = RunReport(
     validation=measured("set/validation", 200, seed=1),
     test=measured("set/test", 300, seed=2),
     history=HISTORY,
-    audit=(AuditCount("<duplicates>", 3, ("<img src=x>", "b")), AuditCount("damaged", 0)),
+    audit={("note", "<duplicates>"): ("<img src=x>", "b", "c")},
+    strangers=(Strangers("<noise>", 1234, 0.98765, 0.05),),
     verdict=({"variant": "<int8>", "accuracy": 0.91}, {"variant": "float32", "accuracy": 0.92, "kept": True}),
 )
 MANY = tuple(f"<{number}> {'long ' * 20}" for number in range(600))
@@ -175,6 +176,14 @@ def test_the_calibration_error_is_shown_before_and_after(page: Page) -> None:
     assert "the temperature 1.600" in page.text
 
 
+def test_how_well_images_of_other_things_are_told_apart_is_shown(page: Page) -> None:
+    assert page.tables["Images of other things"] == [["<noise>", "1,234", "0.9877", "5.00%"]]
+
+
+def test_the_findings_of_the_audit_are_counted_with_examples(page: Page) -> None:
+    assert page.tables["Findings"] == [["note", "<duplicates>", "3", "<img src=x>\nb\nc"]]
+
+
 def test_the_weights_that_were_kept_are_marked_by_the_rule_of_the_training_loop(page: Page) -> None:
     assert "kept: epoch 2" in page.text
 
@@ -221,7 +230,7 @@ def test_the_largest_page_stays_small(tmp_path: Path) -> None:
         validation=measured("v", 1200, len(MANY), side=160),
         test=measured("t", 1200, len(MANY), side=160, seed=3),
         history=[replace(HISTORY[0], number=number) for number in range(1, 3000)],
-        audit=[AuditCount(f"finding {number}", 5000, ["x" * 200] * 5000) for number in range(12)],
+        audit={("note", f"finding {number}"): ["x" * 200] * 5000 for number in range(12)},
     )
     out = write_report(report, tmp_path / "m.onnx")
     assert 150_000 < out.stat().st_size <= MAX_PAGE_BYTES
@@ -248,7 +257,7 @@ def test_the_page_replaces_the_old_one_in_one_step_or_leaves_it(tmp_path: Path) 
     write_report(replace(REPORT, audit=None), tmp_path / "digits-1.2.onnx")
     before = out.read_bytes()
     assert old.read_bytes() != before  # not written into
-    broken = replace(REPORT, audit=(AuditCount("count", 1, (2,)),))  # type: ignore[arg-type]
+    broken = replace(REPORT, audit={("note", "count"): (2,)})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="expected str"):
         write_report(broken, tmp_path / "digits-1.2.onnx")
     assert out.read_bytes() == before

@@ -1,19 +1,18 @@
 """Folders, zip files and manifests of real images, and the parts drawn from them."""
 
-import csv
-import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.test_videos import write_video
+from training.duplicates import find_lookalikes
 from training.errors import InputError
-from training.sources import MAX_MEMBERS, divide, list_source, open_data, open_part, open_source, write_manifest
+from training.folder import Files
+from training.pixels import prints_of, read_files
+from training.sources import MAX_MEMBERS, divide, list_source, open_source
 
 
 def write_images(root: Path, label: str, count: int, *, first: int = 0) -> list[Path]:
@@ -27,22 +26,9 @@ def write_images(root: Path, label: str, count: int, *, first: int = 0) -> list[
     return paths
 
 
-@pytest.fixture
-def pets(tmp_path: Path) -> Path:
-    """Twenty images of each of two classes."""
-    write_images(tmp_path / "pets", "cat", 20)
-    write_images(tmp_path / "pets", "dog", 20, first=20)
-    return tmp_path / "pets"
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder for temporary files, which must be empty at the end."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    assert list(folder.iterdir()) == []
+def divided(path: Path, *, seed: int) -> Files:
+    listing = list_source(path)
+    return divide(listing, find_lookalikes(prints_of(read_files(listing, None))), seed=seed)
 
 
 def zip_of(folder: Path, path: Path, *, prefix: str = "") -> Path:
@@ -195,12 +181,12 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_parts_are_drawn_by_class_and_the_same_again_by_the_same_seed(pets: Path) -> None:
-    listing = divide(list_source(pets), seed=1)
+    listing = divided(pets, seed=1)
     counts = Counter((one.part, one.label) for one in listing)
     assert counts == {
         (part, label): n for part, n in (("train", 16), ("validation", 2), ("test", 2)) for label in ("cat", "dog")
     }
-    assert divide(list_source(pets), seed=1) == listing != divide(list_source(pets), seed=2)
+    assert divided(pets, seed=1) == listing != divided(pets, seed=2)
 
 
 def test_copies_and_lookalikes_are_drawn_to_one_side(pets: Path) -> None:
@@ -210,7 +196,7 @@ def test_copies_and_lookalikes_are_drawn_to_one_side(pets: Path) -> None:
             image.resize((48, 48), Image.Resampling.BICUBIC).save(path.with_suffix(".jpg"), quality=95)
     for seed in range(5):
         parts: dict[str, set[str | None]] = {}
-        for one in divide(list_source(pets), seed=seed):
+        for one in divided(pets, seed=seed):
             parts.setdefault(one.path.stem, set()).add(one.part)
         assert all(len(sides) == 1 for sides in parts.values())
 
@@ -218,7 +204,7 @@ def test_copies_and_lookalikes_are_drawn_to_one_side(pets: Path) -> None:
 def test_a_group_of_the_manifest_is_drawn_to_one_side(pets: Path) -> None:
     rows = [(path.relative_to(pets), path.parent.name, number % 7) for number, path in enumerate(sorted(pets.rglob("*.png")))]
     (pets / "list.csv").write_text("path,label,group\n" + "".join(f"{path},{label},{group}\n" for path, label, group in rows))
-    sides = {(one.group, one.part) for one in divide(list_source(pets / "list.csv"), seed=0)}
+    sides = {(one.group, one.part) for one in divided(pets / "list.csv", seed=0)}
     assert len(sides) == 7
     assert {part for _, part in sides} == {"train", "validation", "test"}
 
@@ -227,64 +213,6 @@ def test_given_parts_are_kept_and_a_missing_validation_is_drawn_from_train(tmp_p
     write_images(tmp_path / "train", "cat", 10)
     write_images(tmp_path / "train", "dog", 10, first=10)
     tests = write_images(tmp_path / "test", "cat", 5, first=20)
-    listing = divide(list_source(tmp_path), seed=0)
+    listing = divided(tmp_path, seed=0)
     assert [one.path for one in listing if one.part == "test"] == tests
     assert Counter(one.part for one in listing) == {"train": 18, "validation": 2, "test": 5}
-
-
-def test_a_written_split_is_a_manifest_that_gives_the_same_parts(pets: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    split = tmp_path / "elsewhere" / "splits.csv"
-    with open_data(pets, seed=1, split=split) as (folder, _):
-        pass
-    with split.open(encoding="utf-8") as file:
-        assert next(csv.reader(file)) == ["path", "label", "split", "group"]
-    with open_data(split, seed=9) as (again, _):
-        assert [path.path.resolve() for path in again.test] == [path.path for path in folder.test]
-        assert (len(again.train), len(again.validation), len(again.test)) == (32, 4, 4)
-        assert again.labels == folder.labels == ("cat", "dog")
-
-
-def test_the_split_of_a_zip_is_not_written_since_its_files_go_away(pets: Path, tmp_path: Path, temporary: Path) -> None:
-    path = zip_of(pets, pets.with_suffix(".zip"))
-    with pytest.raises(InputError, match="unpack it to write"), open_data(path, seed=0, split=tmp_path / "s.csv"):
-        pass
-    assert not (tmp_path / "s.csv").exists()
-
-
-def test_a_split_that_cannot_be_written_says_so(pets: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"s\.csv cannot be written: No such file or directory"):
-        write_manifest(tmp_path / "missing" / "s.csv", list_source(pets))
-
-
-def test_the_frames_of_a_video_are_images_of_its_class_on_one_side(pets: Path, temporary: Path) -> None:
-    for number in range(3):
-        write_video(pets / "fish" / f"{number}.mp4", seconds=4, colour=(0, 60 * number, 100))
-    (pets / "fish" / "broken.avi").write_bytes(b"no video")
-    (pets / "fish" / "lone.png").write_bytes((pets / "cat" / "0000.png").read_bytes())
-    with open_data(pets, seed=0) as (folder, skipped):
-        fish = {
-            part: [file.path.parent.name for file in folder.part(part) if file.label == "fish" and file.path.suffix == ".jpg"]
-            for part in ("train", "validation", "test")
-        }
-        assert all(file.path.exists() for file in folder.train)
-    names = [set(of_part) for of_part in fish.values()]
-    assert sum(map(len, fish.values())) == 12
-    assert sum(map(len, names)) == 3
-    assert [one.path.name for one in skipped] == ["broken.avi"]
-
-
-@pytest.mark.parametrize(("part", "n"), [("all", 40), ("test", 4), ("train", 32)])
-def test_one_part_or_all_are_the_files_that_training_takes(pets: Path, part: str, n: int) -> None:
-    with open_part(pets, part, seed=0) as (files, skipped):  # type: ignore[arg-type]
-        assert (len(files), skipped) == (n, ())
-
-
-def test_one_class_or_an_unknown_class_is_refused(tmp_path: Path) -> None:
-    write_images(tmp_path / "one", "cat", 5)
-    with pytest.raises(InputError, match=r"has only one class \(cat\)"), open_data(tmp_path / "one", seed=0):
-        pass
-    for part, label in (("train", "cat"), ("train", "dog"), ("test", "cow")):
-        write_images(tmp_path / "two" / part, label, 5)
-    with pytest.raises(InputError, match="classes that are not in its train folder: cow"), open_data(tmp_path / "two", seed=0):
-        pass

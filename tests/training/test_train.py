@@ -12,7 +12,8 @@ import pytest
 from app.classifier import Classifier
 from app.spec import ModelSpec
 from tests.training.conftest import EPOCHS, ROOT
-from training.model_file import unfinished_beside, write_model
+from training.files import unfinished_beside
+from training.model_file import write_model
 
 
 def command(digits: Path, out: Path, *more: str) -> list[str | Path]:

@@ -14,8 +14,10 @@ from training.videos import is_video, sample_video
 CODECS = {".mp4": "mpeg4", ".avi": "mpeg4", ".mov": "mpeg4", ".mkv": "mpeg4", ".webm": "libvpx"}
 
 
-def write_video(path: Path, *, seconds: float = 3, rate: int = 10, colour: tuple[int, int, int] = (200, 0, 0)) -> Path:
-    """A video whose picture is `colour`, lighter in its left half, with a green that grows by 10 a second."""
+def write_video(
+    path: Path, *, seconds: float = 3, rate: int = 10, colour: tuple[int, int, int] = (200, 0, 0), left: int = 0
+) -> Path:
+    """A video whose picture is `colour`, lighter in the 32 columns from `left`, with a green that grows by 10 a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS[path.suffix.lower()], rate=rate)
@@ -25,7 +27,8 @@ def write_video(path: Path, *, seconds: float = 3, rate: int = 10, colour: tuple
         for number in range(round(seconds * rate)):
             pixels = np.full((48, 64, 3), colour, np.uint8)
             pixels[:, :, 1] = number * 10 // rate
-            pixels[:, :32] = np.minimum(pixels[:, :32].astype(int) + 50, 255)
+            lighter = slice(left, left + 32)
+            pixels[:, lighter] = np.minimum(pixels[:, lighter].astype(int) + 50, 255)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return path
