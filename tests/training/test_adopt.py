@@ -312,7 +312,7 @@ def test_sizes_and_layouts_that_the_graph_leaves_open_are_given(folder: Path, re
         (["--input-range", "0", "1", "--labels", "{}/twice.txt"], "each with another label"),
         (["--input-range", "0", "1", "--images", "{}/none"], "none: none of the 0 files is an image"),
         (["--input-range", "0", "1", "--images", "{}/labels.txt"], "labels.txt: none of the 1 files is an image"),
-        (["--input-range", "0", "1", "--out", "{}/images"], "is a folder: give the model file a name"),
+        (["--input-range", "0", "1", "--out", "{}/images"], "is a folder: name a file to write"),
     ],
 )
 def test_options_that_cannot_be_are_refused(folder: Path, refuse: Refuse, arguments: list[str], sentence: str) -> None:
