@@ -81,7 +81,8 @@ def _check_images(path: Path, labels: Sequence[str], images: Sequence[Reading], 
         raise InputError(f"none of the {len(skipped)} files is an image that can be read: {skipped[0]}")
     missing = sorted(set(labels) - {one.file.label for one in images if one.file.part in (None, "train")})
     if missing:
-        raise InputError(f"class {missing[0]!r} has no training image that can be read")
+        reasons = [f": {one}" for one in skipped if missing[0] in one.path.parts]
+        raise InputError(f"class {missing[0]!r} has no training image that can be read{reasons[0] if reasons else ''}")
     check_labels(path, tuple(one.file for one in images))
 
 

@@ -52,7 +52,7 @@ def test_files_that_are_no_images_are_named_and_no_images_at_all_are_refused(
         (tmp_path / label).mkdir()
         for number in range(5):
             (tmp_path / label / f"{number}.txt").write_text("no image")
-    assert "none of the 6 files is an image that can be read" in refusal(capsys, *train(tmp_path, tmp_path / "m.onnx"))
+    assert "none of the 10 files is an image that can be read" in refusal(capsys, *train(tmp_path, tmp_path / "m.onnx"))
 
 
 def test_a_class_without_a_readable_image_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,9 +62,7 @@ def test_a_class_without_a_readable_image_is_refused(digits: Path, tmp_path: Pat
         (tmp_path / "1" / f"{number}.png").write_text("no image")
     assert main([*map(str, train(tmp_path, tmp_path / "out" / "m.onnx"))]) == 2
     errors = capsys.readouterr().err
-    assert "skipped 5 files that cannot be read as images:" in errors
-    assert "1/0.png: the bytes are not an image" in errors.replace("\\", "/")
-    assert "class '1' has no training image that can be read" in errors
+    assert "class '1' has no training image that can be read: 0.png: the bytes are not an image" in errors
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
@@ -72,7 +70,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     (tmp_path / "file").touch()
     assert "cannot be written to" in refusal(capsys, *train(digits, tmp_path / "file" / "model.onnx"))
-    assert "is a folder: give the model file a name" in refusal(capsys, *train(digits, tmp_path, "--name", "digits"))
+    assert "is a folder: name a file to write" in refusal(capsys, *train(digits, tmp_path, "--name", "digits"))
 
 
 @pytest.mark.parametrize(

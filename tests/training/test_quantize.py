@@ -281,7 +281,7 @@ def test_only_a_kept_model_is_written_and_it_proves_itself(stripes_file: Path) -
         spec = Classifier.load(out).spec
         assert spec.figures[0].accuracy == verdict.accuracy_after
         assert "int8" in spec.provenance.note
-    assert {path.name for path in stripes_file.parent.iterdir()} <= {"stripes.onnx", "int8.onnx"}
+    assert {path.name for path in stripes_file.parent.iterdir()} <= {"stripes.onnx", "int8.onnx", "int8.html"}
 
 
 def test_a_refused_model_leaves_nothing_behind_and_what_was_there_untouched(stripes_file: Path) -> None:
