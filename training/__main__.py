@@ -101,9 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="the model's name (default: that of FILE)")
     train.add_argument("--version", help="the model's version (default: today, as 2026.1.31)")
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    train.add_argument(
-        "--threads", type=int, default=cores, help="processor threads (default: all, by torchrun a share of them)"
-    )
+    train.add_argument("--threads", type=int, default=cores, help="processor threads (default: all, shared by torchrun's)")
     train.add_argument("--write-split", type=Path, metavar="FILE", help="write the parts as a CSV that DATA can be next time")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
     measure = commands.add_parser("evaluate", help="measure a model file", description=EVALUATE)

@@ -19,7 +19,7 @@ from app.spec import ModelSpec, Provenance
 from training.batches import Batches, compute_logits
 from training.calibrate import choose_threshold, fit_temperature
 from training.checkpoint import Checkpoint
-from training.distributed import Processes, join_processes
+from training.distributed import join_processes
 from training.errors import InputError
 from training.evaluate import Evaluation, classify_all, score_answers
 from training.folder import Folder
@@ -86,11 +86,7 @@ def train_model(order: Order) -> list[Evaluation]:
 
     Of many processes all train, and only the first does the rest. Raises: TrainingError, ModelError.
     """
-    with join_processes() as processes:
-        return _train(order, processes)
-
-
-def _train(order: Order, processes: Processes) -> list[Evaluation]:
+    processes = join_processes()
     torch.set_num_threads(order.threads)
     keep_freed_memory()
     data_set = open_data(order.root, seed=order.seed, split=None if processes.rank else order.split)
