@@ -105,9 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")
     train.add_argument("--minutes", type=float, help="instead: as many passes as fit into this time, all steps included")
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    train.add_argument(
-        "--threads", type=int, default=cores, help="processor threads (default: all, by torchrun a share of them)"
-    )
+    train.add_argument("--threads", type=int, default=cores, help="processor threads (default: all, shared by torchrun's)")
     train.add_argument("--write-split", type=Path, metavar="FILE", help="write the parts as a CSV that DATA can be next time")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
     measure = commands.add_parser("evaluate", help="measure a model file", description=EVALUATE)

@@ -138,7 +138,7 @@ class Training:
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         by_class = None if targets.is_floating_point() else self.class_weights
-        loss = self.processes.mean_gradients(self.network, loss, len(targets) if by_class is None else by_class[targets].sum())
+        self.processes.mean_gradients(self.network, loss, len(targets) if by_class is None else by_class[targets].sum())
         self.optimizer.step()
         self.averaged.update_parameters(self.network)
         value = loss.item()
@@ -148,8 +148,8 @@ class Training:
 
     def _validate(self, validation: Batches) -> tuple[float, float]:
         """Measures the averaged weights and keeps them if they are the best so far; returns their loss and accuracy."""
-        mine = compute_logits(self.averaged.module, self.processes.share(validation))
-        logits = self.processes.gather(mine, len(validation))
+        share = self.processes.share(validation)
+        logits = self.processes.gather(compute_logits(self.averaged.module, share), len(validation))
         loss = F.cross_entropy(logits, validation.classes).item()
         n_correct = int((logits.argmax(dim=1) == validation.classes).sum())
         if self.best is None or self.best.is_beaten_by(n_correct, loss):
@@ -198,13 +198,12 @@ def train_network(
     training: Training, train: Batches, validation: Batches, checkpoint: Checkpoint, deadline: float | None = None
 ) -> nn.Module:
     """Runs the epochs that are left, from the checkpoint where there is one; returns the best network on validation."""
-    processes = training.processes
-    state = processes.agree(checkpoint.load())
+    state = training.processes.agree(checkpoint.load())
     if training.recipe.balanced:
         training.class_weights = train.class_weights(training.n_classes)
     if state is None:
         training.start(train, validation, deadline)
-    training.restore(state or processes.agree(training.state()))  # all go on as one
+    training.restore(state or training.processes.agree(training.state()))  # all go on as one
     begun, done_before = time.monotonic(), training.epochs_done
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
         while not training.is_over:
@@ -214,6 +213,6 @@ def train_network(
                 # The first whole epoch tells more than a few steps; later, more epochs would raise the learning rate again.
                 training.plan(deadline, seconds, at_most=MAX_EPOCHS if training.epochs_done == 1 else training.recipe.epochs)
                 progress.expect(training.recipe.epochs)
-            if not processes.rank:
+            if not training.processes.rank:
                 checkpoint.save(training.state())
     return training.best_network()

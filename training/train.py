@@ -74,11 +74,7 @@ def train_model(order: Order) -> list[Evaluation]:
 
     Of many processes all train, and only the first does the rest. Raises: TrainingError, ModelError.
     """
-    with join_processes() as processes:
-        return _train(order, processes)
-
-
-def _train(order: Order, processes: Processes) -> list[Evaluation]:
+    processes = join_processes()
     torch.set_num_threads(order.threads)
     keep_freed_memory()
     with unfinished_beside(order.out) as unfinished:
