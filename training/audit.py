@@ -162,7 +162,7 @@ def _find_repeated(images: Sequence[tuple[LabelledFile, Fingerprint, int]]) -> I
         members: defaultdict[int, list[tuple[LabelledFile, Fingerprint]]] = defaultdict(list)
         for (file, seen, _), group in zip(images, groups, strict=True):
             members[group].append((file, seen))
-        for alike in members.values():
+        for alike in (group for group in members.values() if len(group) > 1):
             is_new = not near or len({seen.digest for _, seen in alike}) > 1  # else found as copies
             if is_new and len({one.group or one.path for one, _ in alike}) > 1:  # else frames of a video, or said to be alike
                 labels, parts = {one.label for one, _ in alike}, {str(one.part) for one, _ in alike}

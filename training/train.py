@@ -5,7 +5,7 @@ folder ─▶ pixels, audited ─▶ loop ─▶ temperature ─▶ graph, compa
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from training.calibrate import choose_threshold, fit_temperature
 from training.checkpoint import Checkpoint
 from training.data_set import DataSet, read_data_set, read_others
 from training.distributed import Processes, join_processes
-from training.errors import InputError
+from training.errors import InputError, TrainingError
 from training.evaluate import Evaluation, answer_strangers, classify_all, score_answers
 from training.files import put_in_place, unfinished_beside
 from training.graph import Parity, ServedNetwork, check_parity, export_graph
@@ -101,19 +101,18 @@ def train_model(order: Order) -> list[Evaluation]:
         classifier, evaluations, answered = _measure(draft, data, others, order.recipe.accept_precision)
         put_in_place(unfinished, order.out)
         processes.agree([])
-        checkpoint.remove()
-    test = answered[1] if len(answered) > 1 else None
-    report = RunReport(
-        classifier.spec,
-        classifier.sha256,
-        answered[0],
-        test,
-        training.history,
-        audit=data.audit.by_kind(),
-        strangers=evaluations[-1].strangers,
-    )
-    say(f"report: {write_report(report, order.out)}")
+        test = answered[1] if data.test else None
+        report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history, data.audit.by_kind())
+        _write_report(replace(report, strangers=evaluations[-1].strangers), order.out)
+        checkpoint.remove()  # last: whatever is cut off before, the same command makes quickly
     return evaluations
+
+
+def _write_report(report: RunReport, model: Path) -> None:
+    try:
+        say(f"report: {write_report(report, model)}")
+    except TrainingError as error:
+        raise TrainingError(f"{model} is whole and in its place, but its report is missing: {error}") from error
 
 
 def _read(order: Order, processes: Processes) -> DataSet:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.image import decode, fit
 from app.spec import Golden, InputSpec, ModelSpec
 from tests.models import colour_spec
 from tests.training.test_sources import write_images, zip_of
 from tests.training.test_videos import write_video
-from training.data_set import read_data_set, read_others, read_samples
+from training.data_set import choose_goldens, read_data_set, read_others, read_samples
 from training.errors import InputError
 
 SPEC = InputSpec(height=32, width=32, channels=3)
@@ -143,3 +144,14 @@ def test_other_images_may_lie_anywhere_in_a_folder(tmp_path: Path) -> None:
     assert read_others(None, SPEC) == {}
     with pytest.raises(InputError, match="gone does not exist"):
         read_others(tmp_path / "gone", SPEC)
+
+
+def test_goldens_of_files_that_are_gone_are_made_of_their_pixels(pets: Path) -> None:
+    samples = read_samples(pets, "all", pets_model())
+    whole = choose_goldens(samples)
+    assert whole == [samples.paths[0].read_bytes(), samples.paths[20].read_bytes()]
+    samples.paths[0].unlink()
+    again = choose_goldens(samples)
+    assert again[0] != whole[0]
+    np.testing.assert_array_equal(fit(decode(again[0], SPEC), SPEC), samples.pixels[0])
+    assert again[1] == whole[1]

@@ -11,7 +11,8 @@ from app.classifier import Classifier
 from app.image import decode, fit
 from tests.training.conftest import ROOT
 from training.__main__ import main
-from training.evaluate import evaluate_file, format_evaluation
+from training.data_set import read_samples
+from training.evaluate import classify_all, evaluate_file, format_evaluation
 from training.folder import Part
 
 WITHOUT_TORCH = """
@@ -71,3 +72,25 @@ def test_json_goes_to_a_file_beside_the_table(
     assert np.sum(content["confusion"]) == content["n"] == 50
     assert len(content["classes"]) == len(content["labels"]) == 10
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_noise_and_images_of_other_things_are_measured_by_their_top_probability(
+    trained: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    arguments = [str(trained), str(digits), "--other", str(digits / "train"), "--json", str(path)]
+    assert main(["evaluate", *arguments]) == 0
+    content = json.loads(path.read_text(encoding="utf-8"))
+    noise, other = content["out_of_distribution"]
+    assert (noise["data"], noise["n"], other["data"], other["n"]) == ("noise", 128, "train", 80)
+    classifier = Classifier.load(trained)
+    rule = classifier.spec.accept
+    assert rule is not None
+    known, strange = (
+        classify_all(classifier, read_samples(digits, part, classifier.spec).pixels).max(axis=1) for part in ("test", "train")
+    )
+    assert other["auroc"] == pytest.approx(np.mean(known[:, None] > strange) + np.mean(known[:, None] == strange) / 2)
+    assert other["accepted"] == pytest.approx(np.mean(strange >= rule.threshold))
+    text = capsys.readouterr().out
+    assert f"train        AUROC {other['auroc']:.4f}, {other['accepted']:.2%} of 80 accepted" in text
+    assert f"ECE {content['ece_before_calibration']:.4f} before, {content['ece']:.4f} after" in text

@@ -281,6 +281,9 @@ def test_only_a_kept_model_is_written_and_it_proves_itself(stripes_file: Path) -
         spec = Classifier.load(out).spec
         assert spec.figures[0].accuracy == verdict.accuracy_after
         assert "int8" in spec.provenance.note
+        assert f"agreement {verdict.agreement:.2%} of 100 images" in spec.provenance.note
+        page = out.with_suffix(".html").read_text(encoding="utf-8")
+        assert all(text in page for _, text in verdict.rows())
     assert {path.name for path in stripes_file.parent.iterdir()} <= {"stripes.onnx", "int8.onnx", "int8.html"}
 
 

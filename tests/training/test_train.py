@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from app.classifier import Classifier
 from app.spec import ModelSpec
 from tests.training.conftest import EPOCHS, ROOT
+from training.__main__ import main
 from training.files import unfinished_beside
 from training.model_file import write_model
 
@@ -100,3 +102,26 @@ def test_training_does_not_change_its_data(trained: Path, digits: Path) -> None:
     assert len(list(digits.glob("*/*/*"))) == 130
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(digits.glob("*/*/*.png")))).hexdigest()
     assert digest == "b475105ebf93792e9e905ecb8c78e1fdb4e10772c7268065d54018051034985c"
+
+
+def test_leaks_are_told_and_a_report_that_cannot_be_written_costs_neither_model_nor_checkpoint(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "digits", tmp_path / "out" / "m.onnx"
+    shutil.copytree(digits, data)
+    shutil.copy(next(data.glob("train/3/*.png")), data / "test" / "3" / "leaked.png")
+    out.with_suffix(".html").mkdir(parents=True)
+    arguments = [str(one) for one in command(data, out)[3:]]
+    assert main([*arguments, "--epochs", "1"]) == 1
+    errors = capsys.readouterr().err
+    assert "audit: 1 leak (error)\nwarning: some pictures are in two parts of the data" in errors
+    assert errors.splitlines()[-1].startswith(f"error: {out} is whole and in its place, but its report is missing: ")
+    first = Classifier.load(out).spec.figures
+    out.with_suffix(".html").rmdir()
+    assert main([*arguments, "--epochs", "1"]) == 0
+    output = capsys.readouterr()
+    assert "epoch " not in output.err  # it was trained already
+    assert "noise        AUROC" in output.out
+    assert Classifier.load(out).spec.figures == first
+    assert "leaked.png" in out.with_suffix(".html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["m.html", "m.onnx"]
