@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,15 @@ from training.report import write_report
 OLD = b"what was there before"
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file can grow beyond 100 bytes."""
+    """No file can grow beyond 100 bytes: not even what pytest prints to, so keep the block short."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(
@@ -36,10 +39,10 @@ def full_disk() -> Iterator[None]:
     ],
 )
 def test_what_does_not_fit_on_the_disk_leaves_the_old_file_and_nothing_half_written(
-    tmp_path: Path, name: str, write: Callable[[Path], None], full_disk: None
+    tmp_path: Path, name: str, write: Callable[[Path], None]
 ) -> None:
     (tmp_path / name).write_bytes(OLD)
-    with pytest.raises(TrainingError, match=r"cannot be written: File too large$") as caught:
+    with full_disk(), pytest.raises(TrainingError, match=r"cannot be written: File too large$") as caught:
         write(tmp_path / name)
     assert caught.value.exit_code == 1
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, OLD)]
