@@ -76,9 +76,8 @@ def fit(shortcuts: bool, blocks: int, epochs: int, train: Batches, validation: B
 
 
 def draw(curves: dict[tuple[str, int], list[Epoch]]) -> str:
-    """Training loss and validation error of both kinds, side by side, as one picture."""
-    lowest = min(one.train_loss for curve in curves.values() for one in curve)
-    highest = max(one.train_loss for curve in curves.values() for one in curve)
+    """The training loss of both kinds, side by side, as one picture."""
+    losses = [one.train_loss for curve in curves.values() for one in curve]
     panels = []
     for place, kind in enumerate(("plain", "residual")):
         lines = [
@@ -86,7 +85,7 @@ def draw(curves: dict[tuple[str, int], list[Epoch]]) -> str:
             for (of, depth), curve in curves.items()
             if of == kind
         ]
-        scale = Series("", [(1, lowest), (1, highest)], "d0")  # the same axis on both sides
+        scale = Series("", [(1, min(losses)), (1, max(losses))], "d0")  # the same axis on both sides
         [svg] = re.findall(
             r"<svg.*</svg>", chart(Axis(f"{kind}: epoch", "{:g}".format, 1), Axis("Training loss"), [*lines, scale])
         )

@@ -22,8 +22,7 @@ from training.data_set import choose_goldens
 from training.errors import InputError, refusing
 from training.files import put_in_place, unfinished_beside
 from training.folder import LabelledFile
-from training.gate import open_session
-from training.model_file import make_goldens, strip, write_model
+from training.model_file import make_goldens, open_session, strip, write_model
 from training.pixels import decode_files
 from training.provenance import git_commit, library_versions
 

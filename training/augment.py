@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,14 @@ class Mixing:
 
     def __call__(self, images: Tensor, classes: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
         """Images and their targets: class indices int64 `(batch,)`, mixed float32 `(batch, classes)`. By torch's generator."""
+        if not (self.mixup_alpha or self.cutmix_alpha):
+            return images, classes
+        from torchvision.transforms import v2  # type: ignore[import-untyped]  # two seconds, which most recipes need not wait for
+
         kinds = ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
         ways = [kind(alpha=alpha, num_classes=n_classes) for kind, alpha in kinds if alpha]
-        return v2.RandomChoice(ways)(images, classes) if ways else (images, classes)
+        mixed: tuple[Tensor, Tensor] = v2.RandomChoice(ways)(images, classes)
+        return mixed
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ def _erase(images: Tensor, share: float, draw: _Draw) -> Tensor:
 
 def _rand_augment(images: Tensor, operations: int) -> Tensor:
     """torchvision's, image by image; it draws from torch's own generator."""
+    from torchvision.transforms import v2  # two seconds, which most recipes need not wait for
+
     change = v2.RandAugment(num_ops=operations)
     changed = torch.stack([change(image) for image in (images * 255).round().byte()])
     return changed.float() / 255

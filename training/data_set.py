@@ -126,8 +126,8 @@ def read_others(path: Path | None, spec: InputSpec) -> dict[str, Pixels]:
     if path is None:
         return {}
     with open_source(path) as (source, frames):
-        listing = [LabelledFile(one, "") for one in sorted(walk(source))] if source.is_dir() else list_source(source)
-        files, _ = expand_videos(tuple(replace(one, label="") for one in listing), frames)
+        paths = sorted(walk(source)) if source.is_dir() else [one.path for one in list_source(source)]
+        files, _ = expand_videos(tuple(LabelledFile(path, "") for path in paths), frames)
         if not files:
             raise InputError(f"{path} has no images: take other data for --other")
         return {path.name: decode_files(draw(files, MAX_OTHERS, seed=0), ("",), spec).pixels}

@@ -22,7 +22,7 @@ from training.errors import InputError
 from training.evaluate import Evaluation, classify_all, open_model, score_answers
 from training.figures import Indices
 from training.files import put_in_place, unfinished_beside
-from training.model_file import make_golden, write_model
+from training.model_file import make_goldens, open_session, write_model
 from training.pixels import Samples
 from training.quantize import quantize_graph
 from training.report import write_report
@@ -147,16 +147,6 @@ def _timed_call(model: onnx.ModelProto, batch: Pixels, threads: int) -> Callable
     return seconds_per_call
 
 
-def open_session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
-    """A session on the CPU."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # it raises what it would log
-    # As served; two sessions that spin would take each other's cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def quantize_file(
     source: Path, root: Path, out: Path, *, gate_points: float = DEFAULT_GATE, n_images: int = DEFAULT_IMAGES
 ) -> QuantizeVerdict:
@@ -182,9 +172,8 @@ def quantize_samples(
     before_file, before = onnx.load(source), Classifier.load(source, device="cpu", threads=threads)
     with unfinished_beside(out) as unfinished:
         after_file = quantize_graph(before_file, calibration, threads=threads)
-        session, spec = open_session(after_file), before.spec
-        goldens = [make_golden(session, golden.data, spec.input, GOLDEN_TOLERANCE) for golden in spec.goldens]
-        spec = spec.model_copy(update={"goldens": tuple(goldens)})
+        goldens = make_goldens(after_file, before.spec.input, [golden.data for golden in before.spec.goldens], GOLDEN_TOLERANCE)
+        spec = before.spec.model_copy(update={"goldens": goldens})
         after = write_model(after_file, spec, unfinished, threads=threads)
         answers = classify_all(after, validation.pixels)
         verdict = judge(

@@ -25,9 +25,9 @@ from training.evaluate import classify_all, score_answers
 from training.figures import Indices
 from training.files import put_in_place, unfinished_beside
 from training.folder import LabelledFile
-from training.gate import open_session, quantize_samples
+from training.gate import quantize_samples
 from training.graph import ServedNetwork, check_parity, export_graph
-from training.model_file import GOLDEN_TOLERANCE, make_golden, write_model
+from training.model_file import make_goldens, write_model
 from training.pixels import Samples, decode_files
 from training.provenance import git_commit, library_versions
 
@@ -113,7 +113,9 @@ def write_fp32(path: Path, labels: tuple[str, ...], samples: Samples) -> None:
     served = ServedNetwork(load_backbone(), temperature=1.0)
     model = export_graph(served, INPUT)
     print(check_parity(model, served, samples.pixels[:N_CALIBRATION]))
-    write_model(model, _spec(labels, _make_goldens(model)), path, threads=1)
+    # Two pictures drawn for this repository, so that the file carries nobody's photograph.
+    goldens = make_goldens(model, INPUT, [picture.read_bytes() for picture in GOLDEN_PICTURES])
+    write_model(model, _spec(labels, goldens), path, threads=1)
 
 
 def _spec(labels: tuple[str, ...], goldens: tuple[Golden, ...]) -> ModelSpec:
@@ -136,12 +138,6 @@ def _spec(labels: tuple[str, ...], goldens: tuple[Golden, ...]) -> ModelSpec:
         ),
         goldens=goldens,
     )
-
-
-def _make_goldens(model: onnx.ModelProto) -> tuple[Golden, ...]:
-    """Two pictures drawn for this repository, so that the file carries nobody's photograph, with what the model answers."""
-    session = open_session(model)
-    return tuple(make_golden(session, path.read_bytes(), INPUT, GOLDEN_TOLERANCE) for path in GOLDEN_PICTURES)
 
 
 def _finish(source: Path, out: Path, samples: Samples, data: str) -> None:

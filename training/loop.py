@@ -204,12 +204,12 @@ def train_network(
     if state is None:
         training.start(train, validation, deadline)
     training.restore(state or training.processes.agree(training.state()))  # all go on as one
-    begun, done_before = time.monotonic(), training.epochs_done
+    begun = time.monotonic()
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
         while not training.is_over:
             training.run_epoch(train, validation, progress)
             if state is None and deadline is not None:
-                seconds = (time.monotonic() - begun) / (training.epochs_done - done_before)
+                seconds = (time.monotonic() - begun) / training.epochs_done
                 # The first whole epoch tells more than a few steps; later, more epochs would raise the learning rate again.
                 training.plan(deadline, seconds, at_most=MAX_EPOCHS if training.epochs_done == 1 else training.recipe.epochs)
                 progress.expect(training.recipe.epochs)

@@ -35,10 +35,22 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def make_goldens(model: onnx.ModelProto, spec: InputSpec, encoded: Sequence[bytes]) -> tuple[Golden, ...]:
+def open_session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
+    """A session on the CPU."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # it raises what it would log
+    # As served; two sessions that spin would take each other's cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def make_goldens(
+    model: onnx.ModelProto, spec: InputSpec, encoded: Sequence[bytes], tolerance: float = GOLDEN_TOLERANCE
+) -> tuple[Golden, ...]:
     """The encoded images, with what onnxruntime answers to them through the whole path from their bytes."""
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return tuple(make_golden(session, one, spec, GOLDEN_TOLERANCE) for one in encoded)
+    session = open_session(model)
+    return tuple(make_golden(session, one, spec, tolerance) for one in encoded)
 
 
 def make_golden(session: ort.InferenceSession, encoded: bytes, spec: InputSpec, tolerance: float) -> Golden:

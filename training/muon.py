@@ -39,7 +39,10 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for weights in group["params"]:
                 gradient = weights.grad.add(weights, alpha=group["weight_decay"])
-                velocity = self.state[weights].setdefault("velocity", torch.zeros_like(gradient))
+                state = self.state[weights]
+                if not state:
+                    state["velocity"] = torch.zeros_like(gradient)
+                velocity = state["velocity"]
                 velocity.mul_(group["momentum"]).add_(gradient)
                 change = gradient.add(velocity, alpha=group["momentum"])
                 if weights.ndim == 4:

@@ -1,7 +1,7 @@
 """The networks: float images in, logits out. Scaling, temperature and softmax are added by `training.graph`."""
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from training.errors import InputError
 @dataclass(frozen=True)
 class PlainNet:
     """Stages of 3×3 convolution, ReLU and 2×2 max-pooling, then a hidden dense layer and the logits. No padding."""
+
+    name: ClassVar[str] = "seed"
 
     widths: tuple[int, ...]  # channels of each stage
     hidden: int  # units of the dense layer
@@ -45,6 +47,8 @@ class ResidualNet:
     Its depth, counted in layers with weights as in the paper, is 2 · stages · blocks + 2. Without `shortcuts` it is the plain
     network of the same depth. Source: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", 2015, section 4.2.
     """
+
+    name: ClassVar[str] = "residual"
 
     widths: tuple[int, ...]  # channels of each stage
     blocks: int  # of each stage
@@ -119,7 +123,7 @@ class Crop(nn.Module):
         return images[..., self.margin : -self.margin, self.margin : -self.margin]
 
 
-NETWORKS = ("seed", "residual")  # beside those of timm
+NETWORKS = (PlainNet.name, ResidualNet.name)  # beside those of timm
 
 
 def choose_network(now: Network, name: str | None, *, depth: int | None, width: int | None, weights: str | None) -> Network:
@@ -130,8 +134,7 @@ def choose_network(now: Network, name: str | None, *, depth: int | None, width: 
 
     Raises: InputError.
     """
-    kinds = {PlainNet: "seed", ResidualNet: "residual"}
-    name = name or kinds.get(type(now)) or now.name  # type: ignore[union-attr]
+    name = name or now.name
     if name not in NETWORKS:
         if depth or width:
             raise InputError(
@@ -141,7 +144,7 @@ def choose_network(now: Network, name: str | None, *, depth: int | None, width: 
         return PretrainedNet(name, weights or (old.weights if old else "hub"))
     if weights:
         raise InputError(f"--weights is for timm's networks: {name} begins untrained")
-    if name == "seed":
+    if name == PlainNet.name:
         seed = now if isinstance(now, PlainNet) else PlainNet((32, 64, 128), hidden=128)
         return replace(seed, widths=_doubling(seed.widths, depth or len(seed.widths), width))
     residual = now if isinstance(now, ResidualNet) else ResidualNet((32, 64, 128), blocks=1)

@@ -5,7 +5,7 @@ folder ─▶ pixels, audited ─▶ loop ─▶ temperature ─▶ graph, compa
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -102,8 +102,9 @@ def train_model(order: Order) -> list[Evaluation]:
         put_in_place(unfinished, order.out)
         processes.agree([])
         test = answered[1] if data.test else None
-        report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history, data.audit.by_kind())
-        _write_report(replace(report, strangers=evaluations[-1].strangers), order.out)
+        findings, strangers = data.audit.by_kind(), evaluations[-1].strangers
+        report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history, findings, strangers)
+        _write_report(report, order.out)
         checkpoint.remove()  # last: whatever is cut off before, the same command makes quickly
     return evaluations
 

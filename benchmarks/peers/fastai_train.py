@@ -58,8 +58,12 @@ def cifar10(task: Namespace, **options: object) -> vision.Learner:
 def train(task: Namespace) -> tuple:
     vision.set_seed(task.seed)
     clock = vision.Callback(after_epoch=task.end_epoch)
-    learner = {"photos": photos, "mnist": mnist, "cifar10": cifar10}[task.case](task, metrics=vision.accuracy, cbs=clock)
-    learner.save((task.out / "model").resolve())
+    # Without a path, fastai makes a folder `models` in the data set.
+    place = {"path": task.out.resolve(), "model_dir": ""}
+    learner = {"photos": photos, "mnist": mnist, "cifar10": cifar10}[task.case](
+        task, metrics=vision.accuracy, cbs=clock, **place
+    )
+    learner.save("model")
     files = vision.get_image_files(task.root / task.scored)
     probabilities, _ = learner.get_preds(dl=learner.dls.test_dl(files))
     return probabilities.numpy(), files, learner.dls.vocab, f"fastai {fastai.__version__}, torch {torch.__version__}"

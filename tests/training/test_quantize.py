@@ -22,13 +22,12 @@ from training.gate import (
     SpeedRatio,
     compare_speed,
     judge,
-    open_session,
     quantize_file,
     quantize_samples,
 )
 from training.gptq import choose_range, choose_scales, covariance, neighbours, round_weights
 from training.graph import ServedNetwork, export_graph
-from training.model_file import make_golden, write_model
+from training.model_file import make_golden, open_session, write_model
 from training.networks import PlainNet
 from training.pixels import Samples
 from training.quantize import quantize_graph
