@@ -13,12 +13,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from training.duplicates import Fingerprint, Groups, find_copies, find_lookalikes
+from training.duplicates import Groups, find_copies, find_lookalikes
 from training.folder import MIN_PER_CLASS, LabelledFile
-from training.pixels import EMPTY, MAX_ASPECT, Reading, Skipped, prints_of, read_files
+from training.pixels import EMPTY, Reading, Skipped, read_files
 from training.sources import expand_videos, list_source, open_source
 
 MIN_SIDE = 8  # pixels
+MAX_ASPECT = 10
 MAX_IMBALANCE = 10
 MIN_AROUND_STRAY = 100  # files
 MAX_EXAMPLES = 3  # of a kind, in the table
@@ -28,7 +29,7 @@ RULES = {  # error: figures would be wrong, or training refuses; warning: an ima
     "one_class": ("error", "there is only {!r}: a classifier needs at least two classes"),
     "small_class": ("error", "class {!r} has {} of the {} images that it needs"),
     "two_labels": ("error", "the same picture is called {}"),
-    "empty_file": ("warning", EMPTY),
+    "empty_file": ("warning", "{}"),
     "extreme_size": ("warning", "{} × {} pixels"),
     "imbalance": ("warning", "class {!r} has {:,} images, class {!r} {:,}"),
     "many_frames": ("warning", "of {} frames only the first is used"),
@@ -79,31 +80,27 @@ class Audit:
 def run_audit(source: Path) -> Audit:
     """Looks at every file of a folder, .zip or manifest. Raises: InputError when there are no labelled files at all."""
     with open_source(source) as (root, frames):
-        listing, videos = expand_videos(list_source(root), frames)
-        readings = read_files(listing, None)
-        return audit_readings(root, readings, find_lookalikes(prints_of(readings)), videos)
+        files, videos = expand_videos(list_source(root), frames)
+        images, skipped = read_files(files, None)
+        return audit_images(root, images, find_lookalikes([one.fingerprint for one in images]), (*videos, *skipped))
 
 
-def audit_readings(root: Path, readings: Sequence[Reading], lookalikes: Groups, videos: Sequence[Skipped]) -> Audit:
-    """What is found in files that were read, with the groups of those that are images; `videos` could not be read.
-
-    `root` is the folder or the manifest.
-    """
+def audit_images(root: Path, images: Sequence[Reading], lookalikes: Groups, skipped: Sequence[Skipped]) -> Audit:
+    """What is found in images, with their groups, and in files that are none; `root` is the folder or the manifest."""
     folder = root if root.is_dir() else root.parent
-    seen = [(one.file, one.fingerprint) for one in readings if one.fingerprint]
-    images = [(*one, group) for one, group in zip(seen, lookalikes.tolist(), strict=True)]
+    read = [one.file for one in images]
+    files = [*read, *(one.file for one in skipped)]
     findings = [
-        *(_find("unreadable", [video.path], video.reason) for video in videos),
+        *(_find("empty_file" if why == EMPTY else "unreadable", [file.path], why) for file, why in skipped),
         *(_find("hidden_file", [path]) for path in _list_hidden(root)),
-        *(finding for one in readings for finding in _look_at(one)),
-        *_find_strays([one.file.path for one in readings]),
-        *_find_repeated(images),
-        *_find_uneven([one.file for one in readings], [image[0] for image in images]),
+        *(finding for one in images for finding in _look_at(one)),
+        *_find_strays([one.path for one in files]),
+        *_find_repeated(images, lookalikes),
+        *_find_uneven(files, read),
     ]
     findings = [replace(one, paths=tuple(os.path.relpath(path, folder) for path in one.paths)) for one in findings]
     findings.sort(key=lambda finding: (list(RULES).index(finding.kind), finding.paths))
-    classes = dict(sorted(Counter(image[0].label for image in images).items()))
-    return Audit(len(readings) + len(videos), len(images), classes, tuple(findings))
+    return Audit(len(files), len(images), dict(sorted(Counter(one.label for one in read).items())), tuple(findings))
 
 
 def format_audit(audit: Audit) -> str:
@@ -143,32 +140,29 @@ def _list_hidden(root: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in names if is_hidden or name.startswith("."))
 
 
-def _look_at(reading: Reading) -> Iterator[Finding]:
-    paths, form, size = [reading.file.path], reading.form, reading.size
-    if not reading.fingerprint:
-        yield _find("empty_file", paths) if reading.reason == EMPTY else _find("unreadable", paths, reading.reason)
-        return
-    if Image.registered_extensions().get(paths[0].suffix.lower()) != form:
-        yield _find("wrong_suffix", paths, form)
-    if reading.n_frames > 1:
-        yield _find("many_frames", paths, reading.n_frames)
+def _look_at(image: Reading) -> Iterator[Finding]:
+    paths, size = [image.file.path], image.size
+    if Image.registered_extensions().get(paths[0].suffix.lower()) != image.form:
+        yield _find("wrong_suffix", paths, image.form)
+    if image.n_frames > 1:
+        yield _find("many_frames", paths, image.n_frames)
     if min(size) < MIN_SIDE or max(size) > MAX_ASPECT * min(size):
         yield _find("extreme_size", paths, *size)
 
 
-def _find_repeated(images: Sequence[tuple[LabelledFile, Fingerprint, int]]) -> Iterator[Finding]:
-    copies = find_copies([seen for _, seen, _ in images]).tolist()
-    for near, groups in (("", copies), ("near_", [lookalike for _, _, lookalike in images])):
-        members: defaultdict[int, list[tuple[LabelledFile, Fingerprint]]] = defaultdict(list)
-        for (file, seen, _), group in zip(images, groups, strict=True):
-            members[group].append((file, seen))
+def _find_repeated(images: Sequence[Reading], lookalikes: Groups) -> Iterator[Finding]:
+    for near, groups in (("", find_copies([one.fingerprint for one in images])), ("near_", lookalikes)):
+        members: defaultdict[int, list[Reading]] = defaultdict(list)
+        for image, group in zip(images, groups.tolist(), strict=True):
+            members[group].append(image)
         for alike in (group for group in members.values() if len(group) > 1):
-            is_new = not near or len({seen.digest for _, seen in alike}) > 1  # else found as copies
-            if is_new and len({one.group or one.path for one, _ in alike}) > 1:  # else frames of a video, or said to be alike
-                labels, parts = {one.label for one, _ in alike}, {str(one.part) for one, _ in alike}
+            files = [one.file for one in alike]
+            is_new = not near or len({one.fingerprint.digest for one in alike}) > 1  # else found as copies
+            if is_new and len({one.group or one.path for one in files}) > 1:  # else frames of a video, or said to be alike
+                labels, parts = {one.label for one in files}, {str(one.part) for one in files}
                 names: dict[str, set[str]] = {"two_labels": labels, "leak": parts, "duplicate": set()}
                 for kind in [kind for kind in names if len(names[kind]) > 1] or ["duplicate"]:
-                    yield _find(near + kind, [one.path for one, _ in alike], " and ".join(sorted(names[kind])))
+                    yield _find(near + kind, [one.path for one in files], " and ".join(sorted(names[kind])))
 
 
 def _find_uneven(listing: Sequence[LabelledFile], images: Sequence[LabelledFile]) -> Iterator[Finding]:

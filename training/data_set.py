@@ -17,11 +17,11 @@ from PIL import Image
 
 from app.image import Pixels
 from app.spec import InputSpec, ModelSpec
-from training.audit import Audit, audit_readings
+from training.audit import Audit, audit_images
 from training.duplicates import find_lookalikes
 from training.errors import InputError
 from training.folder import Files, LabelledFile, Part, check_labels, walk
-from training.pixels import Reading, Samples, Skipped, decode_files, prints_of, read_files, stack
+from training.pixels import Reading, Samples, Skipped, decode_files, read_files, stack
 from training.sources import divide, expand_videos, list_source, open_source, write_manifest
 
 MAX_OTHERS = 1000  # images of other things: so many tell how well they are told apart
@@ -40,7 +40,6 @@ class DataSet:
     train: Samples
     validation: Samples
     test: Samples | None
-    skipped: tuple[Skipped, ...]
     audit: Audit
     goldens: list[bytes]  # encoded images of validation
 
@@ -56,40 +55,37 @@ def read_data_set(path: Path, spec: InputSpec, *, seed: int, split: Path | None 
         if split and source != path:
             raise InputError(f"the files of {path} are gone after the work: unpack it to write {split}")
         files, videos = expand_videos(listing, frames)
-        readings = read_files(files, spec)
-        images = [one for one in readings if one.fingerprint]
-        skipped = (*videos, *(Skipped(one.file.path, one.reason) for one in readings if not one.fingerprint))
+        images, broken = read_files(files, spec)
+        skipped = (*videos, *broken)
         _check_images(path, labels, images, skipped)
-        lookalikes = find_lookalikes(prints_of(images))
-        audit = audit_readings(source, readings, lookalikes, videos)
-        divided = divide(tuple(one.file for one in images), lookalikes, seed=seed)
+        lookalikes = find_lookalikes([one.fingerprint for one in images])
+        audit = audit_images(source, images, lookalikes, skipped)
+        parts = divide(tuple(one.file for one in images), lookalikes, seed=seed)
         if split:
-            write_manifest(split, _undo_frames(listing, images, divided))
-        train, validation, test = (
-            [one for one, file in zip(images, divided, strict=True) if file.part == part]
-            for part in ("train", "validation", "test")
-        )
+            write_manifest(split, _undo_frames(listing, images, parts))
+        train, validation, test = (_take(images, parts, part) for part in ("train", "validation", "test"))
         samples = stack(validation, labels)
         goldens = choose_goldens(samples)
     name = path.resolve().name
-    return DataSet(name, labels, stack(train, labels), samples, stack(test, labels) if test else None, skipped, audit, goldens)
+    return DataSet(name, labels, stack(train, labels), samples, stack(test, labels) if test else None, audit, goldens)
 
 
-def _check_images(path: Path, labels: Sequence[str], images: Sequence[Reading], skipped: Sequence[Skipped]) -> None:
+def _check_images(path: Path, labels: Sequence[str], images: Sequence[Reading], skipped: tuple[Skipped, ...]) -> None:
     """Refuses what could be learned from if all of it could be read."""
-    if not images:
-        raise InputError(f"none of the {len(skipped)} files is an image that can be read: {skipped[0]}")
     missing = sorted(set(labels) - {one.file.label for one in images if one.file.part in (None, "train")})
-    if missing:
-        reasons = [f": {one}" for one in skipped if missing[0] in one.path.parts]
-        raise InputError(f"class {missing[0]!r} has no training image that can be read{reasons[0] if reasons else ''}")
-    check_labels(path, tuple(one.file for one in images))
+    if images and missing:
+        reason = next((one for one in skipped if one.file.label == missing[0]), "")
+        raise InputError(f"class {missing[0]!r} has no training image that can be read: {reason}")
+    check_labels(path, tuple(one.file for one in images)) if images else stack(images, labels, skipped)
 
 
-def _undo_frames(listing: Files, images: Sequence[Reading], divided: Files) -> Files:
+def _take(images: Sequence[Reading], parts: Sequence[Part], part: str) -> list[Reading]:
+    return [one for one, drawn in zip(images, parts, strict=True) if drawn == part]
+
+
+def _undo_frames(listing: Files, images: Sequence[Reading], parts: Sequence[Part]) -> Files:
     """The listing with the parts that were drawn, without what cannot be read."""
-    given = [one.file for one in images]
-    drawn = {(one.group or str(one.path), one.part): now.part for one, now in zip(given, divided, strict=True)}
+    drawn = {(one.file.group or str(one.file.path), one.file.part): part for one, part in zip(images, parts, strict=True)}
     keys = [(one.group or str(one.path), one.part) for one in listing]
     return tuple(replace(one, part=drawn[key]) for one, key in zip(listing, keys, strict=True) if key in drawn)
 
@@ -102,20 +98,18 @@ def read_samples(path: Path, part: Part | Literal["all"], spec: ModelSpec, *, li
     seed = spec.provenance.seed
     with open_source(path) as (source, frames):
         listing = list_source(source)
-        given, parts = tuple(one for one in listing if part in ("all", one.part)), {one.part for one in listing}
-        if not given and parts != {None} and (part != "validation" or "train" not in parts):
+        given, has = tuple(one for one in listing if part in ("all", one.part)), {one.part for one in listing}
+        if not given and has != {None} and (part != "validation" or "train" not in has):
             raise InputError(f"{path} has no {part} images: expected class folders with images, or take another --split")
         unknown = sorted({one.label for one in given or listing} - set(spec.labels))
         if unknown:
             raise InputError(f"{path} has classes that the model does not know: {', '.join(unknown)}")
         files, videos = expand_videos(given or listing, frames)
-        readings: Sequence[Reading] = read_files(draw(files, limit if given else None, seed), spec.input)
+        images, skipped = read_files(_draw(files, limit if given else None, seed), spec.input)
     if not given:  # as training draws it
-        images = [one for one in readings if one.fingerprint]
-        divided = divide(tuple(one.file for one in images), find_lookalikes(prints_of(images)), seed=seed)
-        readings = draw([one for one, file in zip(images, divided, strict=True) if file.part == part], limit, seed)
-    samples = stack(readings, spec.labels)
-    return replace(samples, skipped=(*videos, *samples.skipped))
+        parts = divide(tuple(one.file for one in images), find_lookalikes([one.fingerprint for one in images]), seed=seed)
+        images = _draw(_take(images, parts, part), limit, seed)
+    return stack(images, spec.labels, (*videos, *skipped))
 
 
 def read_others(path: Path | None, spec: InputSpec) -> dict[str, Pixels]:
@@ -129,13 +123,12 @@ def read_others(path: Path | None, spec: InputSpec) -> dict[str, Pixels]:
         paths = sorted(walk(source)) if source.is_dir() else [one.path for one in list_source(source)]
         files, _ = expand_videos(tuple(LabelledFile(path, "") for path in paths), frames)
         if not files:
-            raise InputError(f"{path} has no images: take other data for --other")
-        return {path.name: decode_files(draw(files, MAX_OTHERS, seed=0), ("",), spec).pixels}
+            raise InputError(f"{path} has no images to tell apart from those of DATA")
+        return {path.name: decode_files(_draw(files, MAX_OTHERS, seed=0), ("",), spec).pixels}
 
 
-def draw(items: Sequence[T], limit: int | None, seed: int) -> Sequence[T]:
-    """At most `limit` of the items; all of them, in order, where there is no limit."""
-    return items if limit is None else [items[index] for index in np.random.default_rng(seed).permutation(len(items))[:limit]]
+def _draw(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    return [*items] if limit is None else [items[i] for i in np.random.default_rng(seed).permutation(len(items))[:limit]]
 
 
 def choose_goldens(samples: Samples) -> list[bytes]:

@@ -20,7 +20,7 @@ from app.image import Pixels
 from app.spec import Figures, ModelSpec
 from training.data_set import read_others, read_samples
 from training.errors import InputError
-from training.figures import Array, Scores, Strangers, expected_calibration_error, score, uncalibrate
+from training.figures import Array, Scores, Strangers, auroc, expected_calibration_error, score, uncalibrate
 from training.folder import Part
 from training.pixels import Samples
 from training.table import format_scores
@@ -54,7 +54,7 @@ class Evaluation:
             "accepted_right": self.accepted_right,
             "n_skipped": self.n_skipped,
             "ece_before_calibration": self.ece_before,
-            "out_of_distribution": list(map(asdict, self.strangers)),
+            "out_of_distribution": [one._asdict() for one in self.strangers],
         }
         return json.dumps(content, ensure_ascii=False, indent=2)
 
@@ -111,7 +111,10 @@ def score_answers(
         accepted=int(accepted.sum()),
         accepted_right=int((accepted & (probabilities.argmax(axis=1) == samples.classes)).sum()),
         n_skipped=len(samples.skipped),
-        strangers=[Strangers.of(name, tops, confidence, threshold) for name, tops in (strangers or {}).items()],
+        strangers=[
+            Strangers(name, len(tops), auroc(confidence, tops), float((tops >= threshold).mean()))
+            for name, tops in (strangers or {}).items()
+        ],
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +39,13 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]  # [true class][predicted class]
 
 
-@dataclass(frozen=True)
-class Strangers:
+class Strangers(NamedTuple):
     """Images that are of none of the classes, and how well the top probability tells known ones from them."""
 
     data: str  # what they are
     n: int
     auroc: float
     accepted: float  # share that reaches the accept threshold; all where there is none
-
-    @classmethod
-    def of(cls, data: str, strange: Array, known: Array, threshold: float) -> Self:
-        """From top probabilities `(n,)`."""
-        return cls(data, len(strange), auroc(known, strange), float((strange >= threshold).mean()))
 
 
 def score(probabilities: Array, truth: Indices) -> Scores:

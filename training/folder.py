@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.errors import InputError
+from training.errors import InputError, refusing
 
 Part = Literal["train", "validation", "test"]
 
@@ -75,14 +75,11 @@ def check_labels(root: Path, files: Files) -> tuple[str, ...]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    try:
+    if not folder.is_dir():
+        fault = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {fault}: give a folder that holds one folder per class")
+    with refusing(f"{folder} cannot be read"):
         return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} does not exist: give a folder that holds one folder per class") from error
-    except NotADirectoryError as error:
-        raise InputError(f"{folder} is not a folder: give a folder that holds one folder per class") from error
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _list_files(folder: Path, part: Part | None) -> Files:

@@ -1,9 +1,8 @@
 """Files to pixels, through `app.image` alone: what is trained on is what will be served.
 
-    files ──read_files──▶ a Reading of each ──stack──▶ Samples
+    files ──read_files──▶ a Reading of each image ──stack──▶ Samples
 
-Each file is read and decoded once; what the audit wants to know of it is in its reading. Files that do not decode are
-skipped and reported, never guessed at.
+Each file is read and decoded once, for the audit too. Files that do not decode are skipped and reported, never guessed at.
 """
 
 import hashlib
@@ -28,20 +27,18 @@ from training.errors import InputError
 from training.folder import LabelledFile
 
 WHOLE = InputSpec(height=4096, width=4096, channels=3)  # so large that no JPEG is reduced while it is decoded
-MAX_ASPECT = 10  # of a picture that is not extreme
 EMPTY = "the file has no bytes"
 _MOVING = {"GIF": b"", "TIFF": b"", "AVIF": b"", "PNG": b"acTL", "WEBP": b"ANIM"}  # what is in files of several frames
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(NamedTuple):
     """A file that is not in the data set, and why."""
 
-    path: Path
+    file: LabelledFile
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path.name}: {self.reason}"
+        return f"{self.file.path.name}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -59,34 +56,29 @@ class Samples:
 
 
 class Reading(NamedTuple):
-    """What one file is: an image with a fingerprint, or something else with the reason why it cannot be used."""
+    """What one image file is."""
 
     file: LabelledFile
-    reason: str = ""
-    sha256: str = ""  # of the file, which is empty where there is none
-    fingerprint: Fingerprint | None = None
-    pixels: Pixels | None = None  # fitted; None where none were asked for
-    form: str = ""  # as `app.image.sniff` calls it
-    size: tuple[int, int] = (0, 0)  # width, height
-    n_frames: int = 1
+    sha256: str  # of the file
+    fingerprint: Fingerprint
+    pixels: Pixels | None  # fitted; None where none were asked for
+    form: str  # as `app.image.sniff` calls it
+    size: tuple[int, int]  # width, height: as decoded, which may be reduced
+    n_frames: int
 
 
-def read_files(files: Sequence[LabelledFile], spec: InputSpec | None) -> list[Reading]:
+def read_files(files: Sequence[LabelledFile], spec: InputSpec | None) -> tuple[list[Reading], tuple[Skipped, ...]]:
     """Reads, decodes and fits every file, on all cores; without a `spec` decodes it in full and keeps no pixels."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(partial(_read_file, spec=spec), files))
+        read = list(pool.map(partial(_read_file, spec=spec), files))
+    return [one for one in read if isinstance(one, Reading)], tuple(one for one in read if isinstance(one, Skipped))
 
 
-def stack(readings: Sequence[Reading], labels: Sequence[str]) -> Samples:
-    """The images among the readings.
-
-    Raises: InputError when there are none.
-    """
-    images = [one for one in readings if one.pixels is not None]
-    skipped = tuple(Skipped(one.file.path, one.reason) for one in readings if one.pixels is None)
+def stack(images: Sequence[Reading], labels: Sequence[str], skipped: tuple[Skipped, ...] = ()) -> Samples:
+    """The images with their pixels in one array. Raises: InputError when there are none."""
     if not images:
         first = skipped[0] if skipped else "there are none"
-        raise InputError(f"none of the {len(readings)} files is an image that can be read: {first}")
+        raise InputError(f"none of the {len(skipped)} files is an image that can be read: {first}")
     index = {label: number for number, label in enumerate(labels)}
     return Samples(
         pixels=np.stack([one.pixels for one in images if one.pixels is not None]),
@@ -97,17 +89,10 @@ def stack(readings: Sequence[Reading], labels: Sequence[str]) -> Samples:
     )
 
 
-def prints_of(readings: Iterable[Reading]) -> list[Fingerprint]:
-    """The fingerprints of the images among the readings."""
-    return [one.fingerprint for one in readings if one.fingerprint]
-
-
 def decode_files(files: Sequence[LabelledFile], labels: Sequence[str], spec: InputSpec) -> Samples:
-    """The images among the files.
-
-    Raises: InputError when there are none.
-    """
-    return stack(read_files(files, spec), labels)
+    """The images among the files. Raises: InputError when there are none."""
+    images, skipped = read_files(files, spec)
+    return stack(images, labels, skipped)
 
 
 def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
@@ -116,23 +101,19 @@ def digest_of(pairs: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_file(file: LabelledFile, spec: InputSpec | None) -> Reading:
+def _read_file(file: LabelledFile, spec: InputSpec | None) -> Reading | Skipped:
+    encoded = b""
     try:
         encoded = file.path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a manifest's path has a NUL
-        return Reading(file, f"cannot be read: {getattr(error, 'strerror', None) or error}")
-    sha256 = hashlib.sha256(encoded).hexdigest()
-    try:
         image = decode(encoded, spec or WHOLE)
     except ConvServeError as error:
-        return Reading(file, str(error) if encoded else EMPTY, sha256)
+        return Skipped(file, str(error) if encoded else EMPTY)
+    except (OSError, ValueError) as error:  # ValueError: a manifest's path has a NUL
+        return Skipped(file, f"cannot be read: {getattr(error, 'strerror', None) or error}")
     pixels = fit(image, spec) if spec else None
-    form, size = sniff(encoded), image.size
-    if max(size) > MAX_ASPECT * min(size):  # worth telling: by the header, since decoding may have reduced it
-        with Image.open(io.BytesIO(encoded), formats=(form,)) as header:
-            size = header.size
     seen = fingerprint(image, None if pixels is None else pixels.tobytes())
-    return Reading(file, "", sha256, seen, pixels, form, size, _count_frames(encoded, form))
+    form, sha256 = sniff(encoded), hashlib.sha256(encoded).hexdigest()
+    return Reading(file, sha256, seen, pixels, form, image.size, _count_frames(encoded, form))
 
 
 def _count_frames(encoded: bytes, form: str) -> int:

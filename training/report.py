@@ -13,7 +13,7 @@ import numpy as np
 
 from app.spec import AcceptRule
 from training.charts import Axis, Series, chart, percent
-from training.figures import Scores, Strangers, wilson_interval
+from training.figures import Scores, wilson_interval
 from training.files import write_whole
 from training.gallery import gallery
 from training.run_report import Epoch, Measured, RunReport
@@ -95,7 +95,7 @@ def _slots(report: RunReport) -> dict[str, object]:
         "classes": _classes(judged.scores, labels),
         "reliability": _reliability(judged, spec.temperature),
         "risk": _risk(judged, spec.accept),
-        "strangers": table("Images of other things", list(map(_strangers, report.strangers)), "None were shown to the model."),
+        "strangers": table("Images of other things", [one._asdict() for one in report.strangers], "None were tried."),
         "doubtful": gallery(doubtful, labels),
         "mistakes": gallery([(judged, index) for index in judged.mistakes(doubtful=False)], labels),
         "audit": table("Findings", audit, "The images were not audited." if report.audit is None else "Nothing was found."),
@@ -116,10 +116,6 @@ def _figures(part: Measured, rule: AcceptRule | None) -> dict[str, object]:
         "accepted": f"{share:.2%}",
         "of these wrong": f"{risk:.2%}",
     }
-
-
-def _strangers(them: Strangers) -> dict[str, object]:
-    return {"images": them.data, "number": f"{them.n:,}", "AUROC": f"{them.auroc:.4f}", "accepted": f"{them.accepted:.2%}"}
 
 
 def _curves(history: Sequence[Epoch]) -> str:

@@ -58,8 +58,8 @@ def write_manifest(path: Path, listing: Files) -> None:
     write_whole(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
-def divide(listing: Files, lookalikes: Groups, *, seed: int) -> Files:
-    """Gives every file that has none a part, drawn class by class, with lookalikes and named groups on one side."""
+def divide(listing: Files, lookalikes: Groups, *, seed: int) -> list[Part]:
+    """The part of every file: where it has none, drawn class by class, with lookalikes and named groups on one side."""
     parts = [one.part for one in listing]
     if "validation" not in parts:
         groups, labels = _join_named(listing, lookalikes), np.array([one.label for one in listing])
@@ -68,7 +68,7 @@ def divide(listing: Files, lookalikes: Groups, *, seed: int) -> Files:
             pool = np.flatnonzero([given in (None, "train") for given in parts])
             for index in pool[draw_groups(labels[pool].tolist(), groups[pool].tolist(), share, seed + (part == "validation"))]:
                 parts[index] = part
-    return tuple(replace(one, part=part or "train") for one, part in zip(listing, parts, strict=True))
+    return [part or "train" for part in parts]
 
 
 def _join_named(listing: Files, lookalikes: Groups) -> Groups:
@@ -87,7 +87,7 @@ def expand_videos(listing: Files, folder: Path) -> tuple[Files, tuple[Skipped, .
         try:
             frames = sample_video(one.path, folder / f"{number}-{one.path.name}") if is_video(one.path) else ()
         except InputError as error:
-            skipped.append(Skipped(one.path, str(error)))
+            skipped.append(Skipped(one, str(error)))
         else:
             group = one.group or str(one.path)
             expanded += [replace(one, path=frame, group=group) for frame in frames] or [one]
@@ -110,15 +110,11 @@ def _unpack(path: Path, root: Path) -> Path:
 
 
 def _read_manifest(path: Path) -> Files:
-    try:
+    with refusing(f"{path} cannot be read as CSV UTF-8"):
         header, _, body = path.read_text("utf-8-sig").partition("\n")
         delimiter = ";" if header.count(";") > header.count(",") else ","  # as spreadsheets write where the comma is decimal
         columns = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
         rows = list(csv.DictReader(io.StringIO(body), columns, restval="", delimiter=delimiter))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: save it as CSV UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not {"path", "label"}.issubset(columns):
         raise InputError(f"{path} has no columns path and label: its first line must be path,label")
     listing: list[LabelledFile] = []

@@ -50,7 +50,7 @@ def _mistakes(scores: Scores, labels: Sequence[str]) -> list[str]:
 
 def format_skipped(skipped: Sequence[Skipped]) -> str:
     """How many files were left out, and which."""
-    lines = [f"  {one.path}: {one.reason}" for one in skipped[:MAX_SKIPPED]]
+    lines = [f"  {one.file.path}: {one.reason}" for one in skipped[:MAX_SKIPPED]]
     if len(skipped) > MAX_SKIPPED:
         lines.append(f"  … and {len(skipped) - MAX_SKIPPED} more")
     return "\n".join(

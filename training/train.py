@@ -33,7 +33,6 @@ from training.provenance import git_commit, library_versions
 from training.recipes import Recipe
 from training.report import write_report
 from training.run_report import Measured, RunReport
-from training.table import format_skipped
 
 EXPORT_SECONDS = 15  # kept of the time for export, proof and measurement
 
@@ -109,18 +108,16 @@ def train_model(order: Order) -> list[Evaluation]:
     return evaluations
 
 
-def _write_report(report: RunReport, model: Path) -> None:
+def _write_report(report: RunReport, out: Path) -> None:
     try:
-        say(f"report: {write_report(report, model)}")
+        say(f"report: {write_report(report, out)}")
     except TrainingError as error:
-        raise TrainingError(f"{model} is whole and in its place, but its report is missing: {error}") from error
+        raise TrainingError(f"{out} is whole and in its place, but its report is missing: {error}") from error
 
 
 def _read(order: Order, processes: Processes) -> DataSet:
     say(f"reading {order.root}")
     data = read_data_set(order.root, order.recipe.input, seed=order.seed, split=None if processes.rank else order.split)
-    if data.skipped:
-        say(format_skipped(data.skipped))
     say(str(data.audit))
     if any(kind.endswith("leak") for _, kind in data.audit.by_kind()):
         say("warning: some pictures are in two parts of the data, so that the figures flatter: the report names them")

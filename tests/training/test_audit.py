@@ -176,7 +176,11 @@ def test_the_frames_of_one_video_are_no_duplicates_but_a_broken_video_is_found(p
 def test_only_broken_videos_give_an_audit_of_no_images(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "broken.mp4").write_bytes(b"no video")
-    assert findings(tmp_path) == [("warning", "unreadable", ("cat/broken.mp4",))]
+    assert findings(tmp_path) == [
+        ("error", "one_class", ()),
+        ("error", "small_class", ()),
+        ("warning", "unreadable", ("cat/broken.mp4",)),
+    ]
 
 
 def test_a_file_that_vanishes_while_it_is_audited_is_named(pets: Path) -> None:

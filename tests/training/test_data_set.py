@@ -60,7 +60,7 @@ def test_the_frames_of_a_video_are_images_of_its_class_on_one_side(pets: Path, t
     frames = Counter((path.parent.name, part) for part, paths in parts.items() for path in paths if path.suffix == ".jpg")
     assert sorted(frames.values()) == [4, 4, 4]
     assert len({video for video, _ in frames}) == 3
-    assert [one.path.name for one in data.skipped] == ["broken.avi"]
+    assert [one.paths for one in data.audit.findings if one.kind == "unreadable"] == [("fish/broken.avi",)]
     with (tmp_path / "split.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["label"] == "fish"]
     assert sorted(row["path"] for row in rows) == [f"pets/fish/{number}.mp4" for number in range(3)]
@@ -110,7 +110,8 @@ def test_files_that_vanish_while_they_are_read_are_skipped_and_a_class_left_too_
 
     monkeypatch.setattr(Path, "read_bytes", read_or_vanish)
     data = read_data_set(pets, SPEC, seed=0)
-    assert (len(data.skipped), data.skipped[0].reason) == (5, "cannot be read: No such file or directory")
+    assert str(data.audit) == "audit: 5 unreadable (warning)"
+    assert data.audit.findings[0].detail == "cannot be read: No such file or directory"
     vanishing |= set(sorted(pets.glob("cat/*"))[:13])
     with pytest.raises(InputError, match="class 'cat' has only 2 of the 3 images that a class needs"):
         read_data_set(pets, SPEC, seed=0)

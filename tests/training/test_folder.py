@@ -35,8 +35,9 @@ def read_folder(root: Path, *, seed: int) -> Folder:
     """The parts of files that are like nothing else."""
     listing = list_source(root)
     labels = check_labels(root, listing)
-    divided = divide(listing, np.arange(len(listing)), seed=seed)
-    return Folder(labels, *(tuple(one for one in divided if one.part == part) for part in get_args(Part)))
+    drawn = divide(listing, np.arange(len(listing)), seed=seed)
+    pairs = list(zip(listing, drawn, strict=True))
+    return Folder(labels, *(tuple(one for one, of_one in pairs if of_one == part) for part in get_args(Part)))
 
 
 def test_a_folder_without_parts_is_parted_class_by_class(tmp_path: Path) -> None:

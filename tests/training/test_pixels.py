@@ -29,7 +29,7 @@ def test_files_that_do_not_decode_are_skipped_and_named(digits: Path, tmp_path: 
     cut.write_bytes(good.read_bytes()[:100])
     samples = decode_files([LabelledFile(path, "0") for path in (cut, good, note, tmp_path / "gone")], ("0", "1"), SPEC)
     assert samples.paths == (good,)
-    assert [one.path.name for one in samples.skipped] == ["cut.png", "note.txt", "gone"]
+    assert [one.file.path.name for one in samples.skipped] == ["cut.png", "note.txt", "gone"]
     assert "damaged or truncated" in samples.skipped[0].reason
     assert "not an image of a type taken here" in samples.skipped[1].reason
 

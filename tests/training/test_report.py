@@ -177,7 +177,7 @@ def test_the_calibration_error_is_shown_before_and_after(page: Page) -> None:
 
 
 def test_how_well_images_of_other_things_are_told_apart_is_shown(page: Page) -> None:
-    assert page.tables["Images of other things"] == [["<noise>", "1,234", "0.9877", "5.00%"]]
+    assert page.tables["Images of other things"] == [["<noise>", "1234", "0.9877", "0.0500"]]
 
 
 def test_the_findings_of_the_audit_are_counted_with_examples(page: Page) -> None:

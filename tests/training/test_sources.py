@@ -2,6 +2,7 @@
 
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from training.duplicates import find_lookalikes
 from training.errors import InputError
 from training.folder import Files
-from training.pixels import prints_of, read_files
+from training.pixels import read_files
 from training.sources import MAX_MEMBERS, divide, list_source, open_source
 
 
@@ -28,7 +29,9 @@ def write_images(root: Path, label: str, count: int, *, first: int = 0) -> list[
 
 def divided(path: Path, *, seed: int) -> Files:
     listing = list_source(path)
-    return divide(listing, find_lookalikes(prints_of(read_files(listing, None))), seed=seed)
+    images, _ = read_files(listing, None)
+    parts = divide(listing, find_lookalikes([one.fingerprint for one in images]), seed=seed)
+    return tuple(replace(one, part=part) for one, part in zip(listing, parts, strict=True))
 
 
 def zip_of(folder: Path, path: Path, *, prefix: str = "") -> Path:
@@ -157,7 +160,7 @@ def test_a_manifest_with_semicolons_is_read_too(tmp_path: Path) -> None:
         (b"path,label\na.png\n", "line 2: a file needs both a path and a label"),
         (b"path,label,split\na.png,cat,dev\n", "line 2: split is 'dev', expected train, val or test"),
         (b"path,label,split\na.png,cat,test\nb.png,cat,\n", "has a split for some files and none for others"),
-        ("path,label\na.png,é\n".encode("latin-1"), "is not UTF-8: save it as CSV UTF-8"),
+        ("path,label\na.png,é\n".encode("latin-1"), "cannot be read as CSV UTF-8: 'utf-8' codec"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path, content: bytes, reason: str) -> None:
