@@ -98,8 +98,10 @@ def _slots(report: RunReport) -> dict[str, object]:
         "strangers": table("Images of other things", [one._asdict() for one in report.strangers], "None were tried."),
         "doubtful": gallery(doubtful, labels),
         "mistakes": gallery([(judged, index) for index in judged.mistakes(doubtful=False)], labels),
-        "audit": table("Findings", audit, "The images were not audited." if report.audit is None else "Nothing was found."),
-        "verdict": table("Variants", report.verdict or (), "No smaller variant of this model was measured."),
+        "audit": table(
+            "Findings", audit, "The images were not audited." if report.audit is None else "Nothing was found.", "text"
+        ),
+        "verdict": table("Variants", report.verdict or (), "No smaller variant of this model was measured.", "text"),
     }
 
 
