@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     train.add_argument("--threads", type=int, default=cores, help="processor threads (default: all, shared by torchrun's)")
     train.add_argument("--write-split", type=Path, metavar="FILE", help="write the parts as a CSV that DATA can be next time")
+    train.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the figures of every epoch for TensorBoard too")
+    train.add_argument("--mlflow", action="store_true", help="log the run to MLflow, where MLFLOW_TRACKING_URI says")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
     measure = commands.add_parser("evaluate", help="measure a model file", description=EVALUATE)
     measure.add_argument("model", type=Path, metavar="MODEL", help="the model file (.onnx)")
@@ -154,10 +156,14 @@ def _train(options: argparse.Namespace) -> int:
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise InputError(f"--minutes must be more than 0, not {options.minutes:g}")
     from training.recipes import Changes, find_recipe
+    from training.track import track_mlflow, track_tensorboard
     from training.train import Order, train_model
 
     recipe = find_recipe(options.recipe, Changes(**{name: getattr(options, name) for name in Changes.__dataclass_fields__}))
     name, version = _name_and_version(options)
+    trackers = [track_tensorboard(options.tensorboard)] if options.tensorboard else []
+    if options.mlflow:
+        trackers.append(track_mlflow(name, {**recipe.settings(), "seed": options.seed, "data": options.data}))
     order = Order(
         root=options.data,
         out=options.out,
@@ -170,6 +176,7 @@ def _train(options: argparse.Namespace) -> int:
         split=options.write_split,
         other=options.other,
         deadline=None if options.minutes is None else started + 60 * options.minutes,
+        trackers=trackers,
     )
     for evaluation in train_model(order):
         print(format_evaluation(evaluation), end="\n\n")

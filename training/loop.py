@@ -26,6 +26,7 @@ from training.progress import Progress, say
 from training.recipes import Recipe
 from training.run_report import Epoch
 from training.schedule import make_optimizer, moving_average, set_learning_rate
+from training.track import Tracker
 
 MAX_EPOCHS = 100  # however long the time: more of the same images teaches nothing
 TIMED_SHARE = 0.01  # of the time left, spent on finding out how long a step takes; two steps at least
@@ -59,6 +60,7 @@ class Training:
         self.epochs_done = 0
         self.best: Best | None = None
         self.history: list[Epoch] = []
+        self.trackers: list[Tracker] = []
 
     def start(self, train: Batches, validation: Batches, deadline: float | None) -> None:
         """Fits a pretrained network's new classifier, which is the best so far, and plans as many epochs as there is time for.
@@ -204,6 +206,8 @@ def train_network(
     if state is None:
         training.start(train, validation, deadline)
     training.restore(state or training.processes.agree(training.state()))  # all go on as one
+    for tracker in training.trackers:
+        tracker.epochs(training.history)
     begun = time.monotonic()
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
         while not training.is_over:
@@ -215,4 +219,6 @@ def train_network(
                 progress.expect(training.recipe.epochs)
             if not training.processes.rank:
                 checkpoint.save(training.state())
+            for tracker in training.trackers:
+                tracker.epochs(training.history[-1:])
     return training.best_network()

@@ -5,6 +5,8 @@ folder ─▶ pixels, audited ─▶ loop ─▶ temperature ─▶ graph, compa
 """
 
 import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +35,7 @@ from training.provenance import git_commit, library_versions
 from training.recipes import Recipe
 from training.report import write_report
 from training.run_report import Measured, RunReport
+from training.track import Tracker
 
 EXPORT_SECONDS = 15  # kept of the time for export, proof and measurement
 
@@ -52,6 +55,7 @@ class Order:
     deadline: float | None = None  # on time.monotonic's clock, for everything
     split: Path | None = None  # where to write which file is in which part
     other: Path | None = None  # images of other things, which the model should not be sure of
+    trackers: Sequence[AbstractContextManager[Tracker]] = ()  # where figures go as well
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ def train_model(order: Order) -> list[Evaluation]:
     processes = join_processes()
     torch.set_num_threads(order.threads)
     keep_freed_memory()
-    with unfinished_beside(order.out) as unfinished:
+    with unfinished_beside(order.out) as unfinished, ExitStack() as stack:
+        trackers = [stack.enter_context(tracker) for tracker in order.trackers if not processes.rank]
         others = read_others(order.other, order.recipe.input)
         data = _read(order, processes)
         if 1 < processes.world > min(len(data.train), order.recipe.batch_size) // 2:
@@ -85,6 +90,7 @@ def train_model(order: Order) -> list[Evaluation]:
         if order.fresh:
             checkpoint.remove()
         training = Training(order.recipe, len(data.labels), order.seed, processes)
+        training.trackers = trackers
         say(f"{count_parameters(training.network):,} parameters, {order.threads} threads")
         validation = Batches.of(data.validation)
         deadline = None if order.deadline is None else order.deadline - EXPORT_SECONDS
@@ -104,6 +110,8 @@ def train_model(order: Order) -> list[Evaluation]:
         findings, strangers = data.audit.by_kind(), evaluations[-1].strangers
         report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history, findings, strangers)
         _write_report(report, order.out)
+        for tracker in trackers:
+            tracker.finish(report, order.out, order.out.with_suffix(".html"))
         checkpoint.remove()  # last: whatever is cut off before, the same command makes quickly
     return evaluations
 
