@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from app.classifier import Classifier
 from training.evaluate import classify_all
@@ -33,13 +32,12 @@ def main() -> None:
         fp32 = Path(temporary) / "fp32.onnx"
         write_fp32(fp32, labels, photographs)
         files = (fp32, options.model)
-        graphs = [onnx.load(file) for file in files]
-        speeds = {n: compare_speed(graphs[0], graphs[1], photographs.pixels[0], threads=n, rounds=ROUNDS) for n in THREADS}
+        speeds = {n: compare_speed(*files, photographs.pixels[0], threads=n, rounds=ROUNDS) for n in THREADS}
         before, after = (classify_all(Classifier.load(file, threads=2), photographs.pixels) for file in files)
         sizes = (files[0].stat().st_size, files[1].stat().st_size)
     print(judge(before, after, photographs.classes, speed=speeds[1], sizes=sizes))
     for n, speed in speeds.items():
-        print(f"{n} threads    × {speed.median:.2f} ({speed.low:.2f} – {speed.high:.2f})")
+        print(f"{n} threads    {speed}")
     print(f"KL           {np.sum(before * np.log(before.clip(1e-9) / after.clip(1e-9)), axis=1).mean():.4f} nats")
 
 

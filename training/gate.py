@@ -6,23 +6,20 @@ fp32 file ──quantize_graph (unlabelled training images)──▶ int8 file b
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
-from app.classifier import INPUT, OUTPUT, Classifier, Probabilities
+from app.classifier import Classifier, Probabilities
 from app.image import Pixels
-from app.spec import ModelSpec
 from training.data_set import read_samples
 from training.errors import InputError
-from training.evaluate import Evaluation, classify_all, open_model, score_answers
+from training.evaluate import classify_all, open_model, score_answers
 from training.figures import Indices
 from training.files import put_in_place, unfinished_beside
-from training.model_file import make_goldens, open_session, write_model
+from training.model_file import make_goldens, write_model
 from training.pixels import Samples
 from training.quantize import quantize_graph
 from training.report import write_report
@@ -44,6 +41,9 @@ class SpeedRatio:
     median: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"× {self.median:.2f} ({self.low:.2f} – {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,11 @@ class QuantizeVerdict:
 
     def rows(self) -> list[tuple[str, str]]:
         """All of it for people, by name."""
-        speed = self.speed
         return [
             ("accuracy", f"{self.accuracy_before:.2%} → {self.accuracy_after:.2%}"),
             ("drop", f"{self.drop_points:+.2f} ± {self.drop_error:.2f} points (allowed: {self.gate_points:g})"),
             ("agreement", f"{self.agreement:.2%} of {self.n:,} images"),
-            ("speed", f"× {speed.median:.2f} ({speed.low:.2f} – {speed.high:.2f}), one thread, one image at a time"),
+            ("speed", f"{self.speed}, one thread, one image at a time"),
             ("file", f"{self.bytes_before / 1000:,.0f} kB → {self.bytes_after / 1000:,.0f} kB"),
             ("verdict", f"{'kept' if self.kept else 'not kept'}: {self.reason}"),
         ]
@@ -95,56 +94,45 @@ def judge(
     """Compares two models' probabilities `(n, classes)` on the same images; `sizes` are of their files, in bytes."""
     first_before, first_after = before.argmax(axis=1), after.argmax(axis=1)
     lost = (first_before == truth).astype(np.float64) - (first_after == truth)
-    drop, error = 100 * float(lost.mean()), 100 * float(lost.std()) / len(lost) ** 0.5
-    accurate, faster = drop <= gate_points, speed.low > 1
-    reason = "as accurate, and faster" if accurate else f"it loses {drop:.2f} points, and {gate_points:g} are allowed"
-    if accurate and not faster:
-        reason = "it is not measurably faster on this machine"
+    drop = 100 * float(lost.mean())
+    slow = "" if speed.low > 1 else "it is not measurably faster on this machine"
+    fault = slow if drop <= gate_points else f"it loses {drop:.2f} points, and {gate_points:g} are allowed"
     return QuantizeVerdict(
         n=len(truth),
         accuracy_before=float((first_before == truth).mean()),
         accuracy_after=float((first_after == truth).mean()),
         drop_points=drop,
-        drop_error=error,
+        drop_error=100 * float(lost.std()) / len(lost) ** 0.5,
         agreement=float((first_before == first_after).mean()),
         speed=speed,
         bytes_before=sizes[0],
         bytes_after=sizes[1],
         gate_points=gate_points,
-        kept=accurate and faster,
-        reason=reason,
+        kept=not fault,
+        reason=fault or "as accurate, and faster",
     )
 
 
-def compare_speed(
-    before: onnx.ModelProto, after: onnx.ModelProto, pixels: Pixels, *, threads: int = 1, rounds: int = ROUNDS
-) -> SpeedRatio:
-    """How much faster `after` classifies `pixels` `(height, width, channels)`; the two take turns."""
-    batch = pixels[np.newaxis]
-    calls = [_timed_call(model, batch, threads) for model in (before, after)]
-    repeats = max(1, round(MIN_SECONDS / min(call(3) for call in calls)))
-    ratios = []
-    for number in range(rounds):
-        # Who is first changes, so that what the clock does over a pair cancels.
-        order = (0, 1) if number % 2 else (1, 0)
-        seconds = {which: calls[which](repeats) for which in order}
-        ratios.append(seconds[0] / seconds[1])
-    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-    return SpeedRatio(median, low, high)
-
-
-def _timed_call(model: onnx.ModelProto, batch: Pixels, threads: int) -> Callable[[int], float]:
-    session = open_session(model, threads)
+def compare_speed(before: Path, after: Path, pixels: Pixels, *, threads: int = 1, rounds: int = ROUNDS) -> SpeedRatio:
+    """How much faster the model file `after` classifies `pixels` `(height, width, channels)`; the two take turns."""
+    classifiers = [Classifier.load(file, device="cpu", threads=threads) for file in (before, after)]
     # One thread's own time is blind to what else the machine does; of several threads only the clock knows.
     clock = time.thread_time if threads == 1 else time.perf_counter
 
-    def seconds_per_call(repeats: int) -> float:
+    def seconds(which: int, repeats: int) -> float:
         start = clock()
         for _ in range(repeats):
-            session.run([OUTPUT], {INPUT: batch})
+            classifiers[which](pixels[np.newaxis])
         return (clock() - start) / repeats
 
-    return seconds_per_call
+    repeats = max(1, round(MIN_SECONDS / min(seconds(0, 3), seconds(1, 3))))
+    ratios = []
+    for number in range(rounds):
+        # Who is first changes, so that what the clock does over a pair cancels.
+        pair = {which: seconds(which, repeats) for which in ((0, 1) if number % 2 else (1, 0))}
+        ratios.append(pair[0] / pair[1])
+    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    return SpeedRatio(median, low, high)
 
 
 def quantize_file(
@@ -168,39 +156,29 @@ def quantize_samples(
     source: Path, out: Path, calibration: Pixels, validation: Samples, data: str, gate_points: float = DEFAULT_GATE
 ) -> QuantizeVerdict:
     """As `quantize_file`, with unlabelled images `(n, height, width, channels)`; `data` names the validation images."""
-    threads = os.cpu_count() or 1
-    before_file, before = onnx.load(source), Classifier.load(source, device="cpu", threads=threads)
+    threads, before = os.cpu_count() or 1, open_model(source)
     with unfinished_beside(out) as unfinished:
-        after_file = quantize_graph(before_file, calibration, threads=threads)
-        goldens = make_goldens(after_file, before.spec.input, [golden.data for golden in before.spec.goldens], GOLDEN_TOLERANCE)
-        spec = before.spec.model_copy(update={"goldens": goldens})
-        after = write_model(after_file, spec, unfinished, threads=threads)
+        graph, spec = quantize_graph(onnx.load(source), calibration), before.spec
+        goldens = make_goldens(graph, spec.input, (golden.data for golden in spec.goldens), GOLDEN_TOLERANCE)
+        after = write_model(graph, spec.model_copy(update={"goldens": goldens}), unfinished, threads=threads)
         answers = classify_all(after, validation.pixels)
         verdict = judge(
             classify_all(before, validation.pixels),
             answers,
             validation.classes,
-            speed=compare_speed(before_file, after_file, validation.pixels[0]),
+            speed=compare_speed(source, unfinished, validation.pixels[0]),
             sizes=(source.stat().st_size, unfinished.stat().st_size),
             gate_points=gate_points,
         )
         if verdict.kept:
-            measured = score_answers(after.spec, after.sha256, answers, validation, data)
-            after = write_model(after_file, _describe(measured, verdict, len(calibration)), unfinished, threads=threads)
+            figures = score_answers(after.spec, after.sha256, answers, validation, data).as_figures()
+            made = f"int8 by training.quantize on {len(calibration)} images"
+            rows = "; ".join(f"{name} {value}" for name, value in verdict.rows())
+            against = f"against fp32, on {data} and the machine that made it: {rows}"
+            notes = "; ".join(filter(None, [spec.provenance.note, made, against]))
+            own = {"figures": (figures,), "provenance": spec.provenance.model_copy(update={"note": notes})}
+            after = write_model(graph, after.spec.model_copy(update=own), unfinished, threads=threads)
             put_in_place(unfinished, out)
-            rows = [{"against fp32": name, "": value} for name, value in verdict.rows()]
-            write_report(RunReport(after.spec, after.sha256, Measured(data, answers, validation), verdict=rows), out)
+            table = [{"against fp32": name, "": value} for name, value in verdict.rows()]
+            write_report(RunReport(after.spec, after.sha256, Measured(data, answers, validation), verdict=table), out)
     return verdict
-
-
-def _describe(measured: Evaluation, verdict: QuantizeVerdict, n_calibration: int) -> ModelSpec:
-    """The spec with what is true of the int8 model alone: its own figures, and how it was made."""
-    spec = measured.spec
-    note = (
-        f"int8 by training.quantize on {n_calibration} images; against fp32, on {measured.data} and the machine that made it: "
-        + "; ".join(f"{name} {value}" for name, value in verdict.rows())
-    )
-    measured_by = f"python -m training quantize, onnxruntime {ort.__version__} on the CPU"
-    figures = measured.as_figures().model_copy(update={"measured_by": measured_by})
-    provenance = spec.provenance.model_copy(update={"note": "; ".join(filter(None, [spec.provenance.note, note]))})
-    return spec.model_copy(update={"figures": (figures,), "provenance": provenance})

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from app.image import Pixels
 from app.spec import InputSpec
 from training.batches import EVALUATION_BATCH, to_float
 from training.errors import TrainingError
-from training.model_file import strip
+from training.model_file import open_session, strip
 
 OPSET = 20  # the newest that changes nothing for these networks; older readers keep working
 MAX_DIFFERENCE = 1e-4  # of any probability between torch and onnxruntime
@@ -73,7 +72,7 @@ def check_parity(model: onnx.ModelProto, served: ServedNetwork, pixels: Pixels) 
 
     Raises: TrainingError when they differ by more than `MAX_DIFFERENCE` or on which class is first.
     """
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model)
     batches = np.array_split(pixels, -(-len(pixels) // EVALUATION_BATCH))
     theirs = np.concatenate([session.run([OUTPUT], {INPUT: batch})[0] for batch in batches])
     ours = np.concatenate([_run(served, batch) for batch in batches])

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from app.classifier import Classifier, Probabilities
-from app.spec import AcceptRule, Golden, InputSpec, ModelSpec, Provenance
+from app.classifier import Classifier
+from app.spec import InputSpec, ModelSpec, Provenance
 from training.backbones import load_backbone
 from training.calibrate import choose_threshold
 from training.errors import InputError, TrainingError
 from training.evaluate import classify_all, score_answers
-from training.figures import Indices
 from training.files import put_in_place, unfinished_beside
 from training.folder import LabelledFile
 from training.gate import quantize_samples
@@ -47,79 +46,50 @@ NOTE = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Makes the model file and prints what it is worth."""
+    """Makes the model file, with its threshold and figures, and prints what it is worth."""
     parser = argparse.ArgumentParser(prog="python -m training.imagenet", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("models/imagenet.onnx"), metavar="FILE")
     options = parser.parse_args(arguments)
+    out, data = options.out, options.folder.resolve().name
     try:
-        make_model(options.folder, options.out)
+        labels, calibration, rest = read_photographs(options.folder)
+        with tempfile.TemporaryDirectory() as temporary:
+            fp32, int8 = Path(temporary, "fp32.onnx"), Path(temporary, "int8.onnx")
+            write_fp32(fp32, labels, rest)
+            verdict = quantize_samples(fp32, int8, calibration.pixels, rest, data)
+            print(verdict)
+            _finish(int8 if verdict.kept else fp32, out, rest, f"{data} (probably trained on)")
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    print(f"wrote {out} ({out.stat().st_size / 1000:,.0f} kB)")
     return 0
 
 
-def make_model(folder: Path, out: Path) -> None:
-    """Writes the model file, with its threshold and figures.
-
-    Raises: TrainingError.
-    """
-    labels, calibration, rest = read_photographs(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        fp32, int8 = Path(temporary, "fp32.onnx"), Path(temporary, "int8.onnx")
-        write_fp32(fp32, labels, rest)
-        verdict = quantize_samples(fp32, int8, calibration.pixels, rest, folder.resolve().name)
-        print(verdict)
-        _finish(int8 if verdict.kept else fp32, out, rest, folder.resolve().name)
-    print(f"wrote {out} ({out.stat().st_size / 1000:,.0f} kB)")
-
-
 def read_photographs(folder: Path) -> tuple[tuple[str, ...], Samples, Samples]:
-    """The labels, the photographs to calibrate with, and the others, which are to measure with.
+    """The labels, each different, the photographs to calibrate with, and the others, which are to measure with.
 
     Raises: InputError.
     """
-    labels = read_labels(folder / "classes.txt")
-    samples = decode_files(_list_photographs(folder, labels), labels, INPUT)
-    order = np.random.default_rng(SEED).permutation(len(samples))
-    return labels, _take(samples, order[:N_CALIBRATION]), _take(samples, order[N_CALIBRATION:])
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """The names of the classes in order, each different.
-
-    Raises: InputError.
-    """
-    try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    return tuple(CLEAR_NAMES.get(int(index), name) for index, _, name in rows)
-
-
-def _list_photographs(folder: Path, labels: tuple[str, ...]) -> list[LabelledFile]:
-    return [LabelledFile(path, labels[int(path.parent.name.split()[0])]) for path in sorted(folder.glob("[0-9]* */*.jpg"))]
-
-
-def _take(samples: Samples, chosen: Indices) -> Samples:
-    paths = tuple(samples.paths[index] for index in chosen)
-    return Samples(samples.pixels[chosen], samples.classes[chosen], paths, samples.digest, samples.skipped)
+    if not (names := folder / "classes.txt").is_file():
+        raise InputError(f"{names} does not exist")
+    rows = [line.split("\t") for line in names.read_text(encoding="utf-8").splitlines()]
+    labels = tuple(CLEAR_NAMES.get(int(index), name) for index, _, name in rows)
+    paths = sorted(folder.glob("[0-9]* */*.jpg"))
+    order = np.random.default_rng(SEED).permutation(len(paths))
+    files = [LabelledFile(paths[index], labels[int(paths[index].parent.name.split()[0])]) for index in order]
+    calibration, rest = (decode_files(part, labels, INPUT) for part in (files[:N_CALIBRATION], files[N_CALIBRATION:]))
+    return labels, calibration, rest
 
 
 def write_fp32(path: Path, labels: tuple[str, ...], samples: Samples) -> None:
-    """Writes the model file in fp32, with goldens made of some of the photographs."""
+    """Writes the model file in fp32, with goldens of two pictures drawn for this repository: it carries nobody's photograph."""
     # On photographs that were trained on, a fitted temperature would make the model too sure of itself: it stays 1.
     served = ServedNetwork(load_backbone(), temperature=1.0)
     model = export_graph(served, INPUT)
     print(check_parity(model, served, samples.pixels[:N_CALIBRATION]))
-    # Two pictures drawn for this repository, so that the file carries nobody's photograph.
-    goldens = make_goldens(model, INPUT, [picture.read_bytes() for picture in GOLDEN_PICTURES])
-    write_model(model, _spec(labels, goldens), path, threads=1)
-
-
-def _spec(labels: tuple[str, ...], goldens: tuple[Golden, ...]) -> ModelSpec:
-    return ModelSpec(
+    spec = ModelSpec(
         name="imagenet",
         version="1",
         created=datetime.now(UTC),
@@ -136,38 +106,27 @@ def _spec(labels: tuple[str, ...], goldens: tuple[Golden, ...]) -> ModelSpec:
             licence="Apache-2.0",
             note=NOTE,
         ),
-        goldens=goldens,
+        goldens=make_goldens(model, INPUT, (path.read_bytes() for path in GOLDEN_PICTURES)),
     )
+    write_model(model, spec, path, threads=1)
 
 
 def _finish(source: Path, out: Path, samples: Samples, data: str) -> None:
     """Writes the model again with its threshold, chosen on every second image, and its figures on all."""
-    model, classifier = onnx.load(source), Classifier.load(source, device="cpu")
-    probabilities = classify_all(classifier, samples.pixels)
-    rule = choose_threshold(
-        probabilities[::2],
-        samples.classes[::2],
-        precision=PRECISION,
-        chosen_on=f"every second of {len(samples)} photographs of {data}, probably trained on",
-    )
-    name = f"{data} (probably trained on)"
-    measured = score_answers(classifier.spec, classifier.sha256, probabilities, samples, name)
-    figures = measured.as_figures().model_copy(
-        update={"measured_by": "python -m training.imagenet, through app.classifier on the CPU"}
-    )
-    spec = classifier.spec.model_copy(update={"accept": rule, "figures": (figures,)})
+    classifier = Classifier.load(source, device="cpu")
+    probabilities, truth = classify_all(classifier, samples.pixels), samples.classes
+    chosen_on = f"every second of {len(samples)} photographs of {data}"
+    rule = choose_threshold(probabilities[::2], truth[::2], precision=PRECISION, chosen_on=chosen_on)
+    figures = score_answers(classifier.spec, classifier.sha256, probabilities, samples, data).as_figures()
+    figures = figures.model_copy(update={"measured_by": "python -m training.imagenet, through app.classifier on the CPU"})
     with unfinished_beside(out) as unfinished:
-        write_model(model, spec, unfinished, threads=1)
+        spec = classifier.spec.model_copy(update={"accept": rule, "figures": (figures,)})
+        write_model(onnx.load(source), spec, unfinished, threads=1)
         put_in_place(unfinished, out)
-    _print_other_half(probabilities[1::2], samples.classes[1::2], rule)
-
-
-def _print_other_half(probabilities: Probabilities, truth: Indices, rule: AcceptRule | None) -> None:
-    if rule is None:
-        return
-    accepted = probabilities.max(axis=1) >= rule.threshold
-    right = (probabilities.argmax(axis=1) == truth)[accepted].mean()
-    print(f"accepted from {rule.threshold:g}: {accepted.mean():.1%} of the other images, of these right {right:.1%}")
+    if rule is not None:
+        accepted = probabilities[1::2].max(axis=1) >= rule.threshold
+        right = (probabilities[1::2].argmax(axis=1) == truth[1::2])[accepted].mean()
+        print(f"accepted from {rule.threshold:g}: {accepted.mean():.1%} of the other images, of these right {right:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The model file: a graph with its spec and goldens, written beside its place, proven there, and only then put into it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,26 +35,19 @@ def strip(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def open_session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
-    """A session on the CPU."""
+def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session on the CPU for a graph that is no file yet."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
     options.log_severity_level = 4  # it raises what it would log
-    # As served; two sessions that spin would take each other's cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def make_goldens(
-    model: onnx.ModelProto, spec: InputSpec, encoded: Sequence[bytes], tolerance: float = GOLDEN_TOLERANCE
+    model: onnx.ModelProto, spec: InputSpec, encoded: Iterable[bytes], tolerance: float = GOLDEN_TOLERANCE
 ) -> tuple[Golden, ...]:
     """The encoded images, with what onnxruntime answers to them through the whole path from their bytes."""
-    session = open_session(model)
-    return tuple(make_golden(session, one, spec, tolerance) for one in encoded)
-
-
-def make_golden(session: ort.InferenceSession, encoded: bytes, spec: InputSpec, tolerance: float) -> Golden:
-    """The encoded image with what the session answers to it."""
-    batch = fit(decode(encoded, spec), spec)[np.newaxis]
-    probabilities: Probabilities = session.run([OUTPUT], {INPUT: batch})[0][0]
-    return Golden.of(encoded, [round(float(probability), 7) for probability in probabilities], tolerance)
+    session, goldens = open_session(model), []
+    for one in encoded:
+        probabilities: Probabilities = session.run([OUTPUT], {INPUT: fit(decode(one, spec), spec)[np.newaxis]})[0][0]
+        goldens.append(Golden.of(one, [round(float(probability), 7) for probability in probabilities], tolerance))
+    return tuple(goldens)

@@ -25,9 +25,9 @@ from training.gate import (
     quantize_file,
     quantize_samples,
 )
-from training.gptq import choose_range, choose_scales, covariance, neighbours, round_weights
+from training.gptq import choose_range, choose_scales, round_weights
 from training.graph import ServedNetwork, export_graph
-from training.model_file import make_golden, open_session, write_model
+from training.model_file import make_goldens, open_session, write_model
 from training.networks import PlainNet
 from training.pixels import Samples
 from training.quantize import quantize_graph
@@ -111,10 +111,10 @@ def quantised(stripes: onnx.ModelProto) -> onnx.ModelProto:
 def stripes_file(stripes: onnx.ModelProto, tmp_path: Path) -> Path:
     """A model file of the fp32 graph."""
     provenance = Provenance(data_digest="0", n_training_images=600, recipe="test", seed=0, git_commit="", libraries={})
-    golden = make_golden(open_session(stripes), png(draw_images(1, seed=3)[0][0]), INPUT, 1e-3)
+    goldens = make_goldens(stripes, INPUT, [png(draw_images(1, seed=3)[0][0])])
     spec = ModelSpec(
         name="stripes", version="1", created=datetime(2026, 1, 1, tzinfo=UTC), labels=tuple("-/|X"), input=INPUT,
-        provenance=provenance, goldens=(golden,),
+        provenance=provenance, goldens=goldens,
     )  # fmt: skip
     path = tmp_path / "stripes.onnx"
     write_model(stripes, spec, path, threads=1)
@@ -245,7 +245,7 @@ def test_the_gate_keeps_what_is_right_and_fast_and_refuses_what_is_not(
 ) -> None:
     ruined = onnx.ModelProto()
     ruined.CopyFrom(quantised)
-    scales = next(one for one in ruined.graph.initializer if one.name.endswith("_u8_scale"))
+    scales = next(one for one in ruined.graph.initializer if one.name.endswith("_scale"))
     scales.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scales) * np.float32(7), scales.name))
     assert verdict_on(stripes, quantised).kept
     slow, wrong = verdict_on(stripes, quantised, SLOWER), verdict_on(stripes, ruined)
@@ -263,8 +263,8 @@ def test_a_verdict_counts_pairs() -> None:
     assert '"kept": true' in verdict.as_json()
 
 
-def test_a_model_is_as_fast_as_itself(stripes: onnx.ModelProto) -> None:
-    assert 0.5 < compare_speed(stripes, stripes, draw_images(1, seed=11)[0][0], rounds=5).median < 2
+def test_a_model_is_as_fast_as_itself(stripes_file: Path) -> None:
+    assert 0.5 < compare_speed(stripes_file, stripes_file, draw_images(1, seed=11)[0][0], rounds=5).median < 2
 
 
 def samples_of(n: int) -> Samples:
@@ -298,11 +298,12 @@ def test_rounding_with_the_inputs_in_view_beats_the_nearest_level() -> None:
     random = np.random.default_rng(0)
     mix = random.normal(size=(160, 160)) * np.linspace(0.02, 1, 160)[:, None]  # inputs that vary together
     inputs = random.normal(size=(1, 2000, 160)) @ mix
-    weights, pairs = random.normal(size=(1, 8, 160)), neighbours(1, 1, 160)
-    scales = choose_scales(weights, pairs, np.zeros((1, 8))) * 8  # few levels, so that rounding matters
-    rounded = round_weights(weights, scales, covariance(inputs), pairs)
-    nearest = np.rint(weights / scales[..., None]) * scales[..., None]
-    errors = [np.square(inputs @ (values - weights).transpose(0, 2, 1)).mean() for values in (rounded.values, nearest)]
+    weights = random.normal(size=(1, 8, 160))
+    scales = choose_scales(weights, limit_pairs=True) * 8  # few levels, so that rounding matters
+    rounded = round_weights(weights, scales, inputs.transpose(0, 2, 1) @ inputs, limit_pairs=True)
+    nearest = np.rint(weights / scales[..., None])
+    changes = [levels * scales[..., None] - weights for levels in (rounded, nearest)]
+    errors = [np.square(inputs @ change.transpose(0, 2, 1)).mean() for change in changes]
     assert errors[0] < 0.5 * errors[1]
 
 
