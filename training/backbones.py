@@ -69,9 +69,7 @@ def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str
 
     Raises: InputError.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise InputError(f"timm has no network {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
+    check_name(name)
     network: Any = _download(name) if weights == "hub" else timm.create_model(name)
     _check_shape(name, network)
     if weights != "hub":
@@ -83,6 +81,13 @@ def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str
     config = network.pretrained_cfg
     mean, std = ((LITE0_MEAN,), (LITE0_STD,)) if weights == "pip" else (config["mean"], config["std"])
     return Backbone(network, classifier, mean, std).eval()
+
+
+def check_name(name: str) -> None:
+    """Raises: InputError when timm has no such network."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise InputError(f"timm has no network {name!r}" + (f": did you mean {' or '.join(near)}?" if near else ""))
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

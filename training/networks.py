@@ -102,10 +102,14 @@ class PretrainedNet:
 
     def build(self, spec: InputSpec, n_classes: int) -> nn.Module:
         """The module: float32 `(batch, 3, height, width)` in 0…1 → logits `(batch, classes)`."""
-        from training.backbones import load_backbone  # timm takes seconds to import, and the other networks need none of it
+        from training.backbones import (
+            check_name,
+            load_backbone,
+        )  # timm takes seconds to import, and the other networks need none of it
 
+        check_name(self.name)
         if spec.channels != 3:
-            raise InputError(f"{self.name} takes RGB images: use an input with 3 channels")
+            raise InputError(f"{self.name} takes RGB images: choose a recipe for those")
         return load_backbone(self.name, classes=n_classes, weights=self.weights)
 
 
@@ -123,6 +127,7 @@ class Crop(nn.Module):
         return images[..., self.margin : -self.margin, self.margin : -self.margin]
 
 
+MIN_WIDTH = 8  # with 4, 5 or 6 channels, torch 2.14 crashes in the gradient of a channels-last convolution
 NETWORKS = (PlainNet.name, ResidualNet.name)  # beside those of timm
 
 
@@ -147,6 +152,8 @@ def choose_network(now: Network, name: str | None, *, depth: int | None, width: 
     if name == PlainNet.name:
         seed = now if isinstance(now, PlainNet) else PlainNet((32, 64, 128), hidden=128)
         return replace(seed, widths=_doubling(seed.widths, depth or len(seed.widths), width))
+    if width is not None and width < MIN_WIDTH:
+        raise InputError(f"--width of residual must be at least {MIN_WIDTH}, not {width}")
     residual = now if isinstance(now, ResidualNet) else ResidualNet((32, 64, 128), blocks=1)
     n_stages = len(residual.widths)
     blocks, rest = divmod((depth or 2 * n_stages * residual.blocks + 2) - 2, 2 * n_stages)

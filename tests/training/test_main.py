@@ -83,6 +83,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         (["--version", "x" * 65], "--version must have 1 to 64 characters"),
         (["--recipe", "photos", "--network", "resnet"], "timm has no network 'resnet': did you mean"),
         (["--network", "resnet18"], "resnet18 takes RGB images"),
+        (["--network", "resnt18"], "timm has no network 'resnt18': did you mean resnet18"),
+        (["--network", "residual", "--width", "7"], "--width of residual must be at least 8, not 7"),
         (["--network", "residual", "--depth", "9"], "--depth of residual must be one of 8, 14, 20, 26, 32, …, not 9"),
         (["--network", "residual", "--weights", "pip"], "--weights is for timm's networks"),
         (["--depth", "9"], "the input is too small for 9 stages"),
