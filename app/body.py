@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from app.errors import BodyTimeoutError, MalformedRequestError, TooLargeError, UnsupportedImageError
 from app.schemas import Base64Image
@@ -90,10 +90,14 @@ async def _read_body(request: Request, limits: BodyLimits) -> bytes:
     if declared.isdigit() and int(declared) > limits.max_bytes:
         raise _too_large(limits)
     chunks: list[bytes] = []
-    size = 0
+    size, more = 0, True
     try:
         async with asyncio.timeout(limits.timeout_seconds):
-            async for chunk in request.stream():
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 size += len(chunk)
                 if size > limits.max_bytes:
                     raise _too_large(limits)
@@ -102,7 +106,7 @@ async def _read_body(request: Request, limits: BodyLimits) -> bytes:
         raise BodyTimeoutError(f"the body did not arrive within {limits.timeout_seconds:g} s") from error
     if not size:
         raise MalformedRequestError("the body is empty: send an image file, for example curl --data-binary @image.jpg")
-    return b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _too_large(limits: BodyLimits) -> TooLargeError:

@@ -28,6 +28,8 @@ log = logging.getLogger("convserve.engine")
 # Weight of the newest batch in the moving average of seconds per image: settles in about 20 batches.
 SMOOTHING = 0.1
 
+OUTCOMES = ("classified", "failed", "expired", "abandoned")
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -72,7 +74,9 @@ class Engine:
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         self._classifier = classifier
-        self._metrics = metrics
+        self._batch_size = metrics.batch_size
+        self._outcomes = {outcome: metrics.images.labels(outcome) for outcome in OUTCOMES}
+        self._stages = [metrics.stage_seconds.labels(stage) for stage in ("decode", "queue", "infer")]
         self._max_batch_size = max_batch_size
         self._max_wait_seconds = max_wait_seconds
         self._max_queue_size = max_queue_size
@@ -214,7 +218,7 @@ class Engine:
             outcomes.append((job, DeadlineExceededError("the deadline passed while the image waited")))
             return False
         if job.future.cancelled():
-            self._metrics.images.labels("abandoned").inc()
+            self._outcomes["abandoned"].inc()
             return False
         return True
 
@@ -245,7 +249,7 @@ class Engine:
                     self._classify([pair], outcomes)
             return
         seconds = time.monotonic() - begun
-        self._metrics.batch_size.observe(len(fitted))
+        self._batch_size.observe(len(fitted))
         for (job, _), probabilities in zip(fitted, rows, strict=True):
             queue_seconds = begun - job.queued_at - job.decode_seconds
             outcomes.append((job, Answer(probabilities, job.decode_seconds, queue_seconds, seconds, len(fitted))))
@@ -261,7 +265,7 @@ class Engine:
         for job, outcome in outcomes:
             if job.future.done():  # its request ended while it ran
                 expired = time.monotonic() >= job.deadline
-                self._metrics.images.labels("expired" if expired else "abandoned").inc()
+                self._outcomes["expired" if expired else "abandoned"].inc()
                 continue
             self._count(outcome)
             if isinstance(outcome, Exception):
@@ -272,12 +276,9 @@ class Engine:
     def _count(self, outcome: Answer | Exception) -> None:
         if isinstance(outcome, Exception):
             expired = isinstance(outcome, DeadlineExceededError)
-            self._metrics.images.labels("expired" if expired else "failed").inc()
+            self._outcomes["expired" if expired else "failed"].inc()
             return
-        self._metrics.images.labels("classified").inc()
-        for stage, seconds in (
-            ("decode", outcome.decode_seconds),
-            ("queue", outcome.queue_seconds),
-            ("infer", outcome.infer_seconds),
-        ):
-            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        self._outcomes["classified"].inc()
+        seconds = (outcome.decode_seconds, outcome.queue_seconds, outcome.infer_seconds)
+        for stage, one in zip(self._stages, seconds, strict=True):
+            stage.observe(one)

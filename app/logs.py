@@ -47,6 +47,8 @@ def configure_logging(level: str, form: Literal["json", "text"]) -> None:
     """Sends every logger of the process, uvicorn's included, to standard output in one form."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    # What no line shows is not gathered. Source: Python's logging documentation, "Optimization".
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # uvicorn's word on each start-up step, and httpx's on each request, are ours already.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -11,12 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.access import AccessMiddleware, trace_of
+from app.access import AccessMiddleware, refuse
 from app.errors import ConvServeError
-from app.problem import problem_response
 from app.routes import predict_router, router
 from app.service import Service
 from app.settings import Settings
+from app.shortcut import PredictShortcut
 
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
 
@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(router)
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)
+    app.add_middleware(PredictShortcut, service=service)
     app.add_middleware(AccessMiddleware, service=service)
     if settings.cors_origins:  # around the other, so that a browser can read a 500 too
         app.add_middleware(
@@ -53,8 +54,4 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    trace = trace_of(request.scope)
-    reason, response = problem_response(error, trace.request_id)
-    trace.fields["reason"] = reason
-    request.app.state.service.metrics.rejected.labels(reason).inc()
-    return response
+    return refuse(error, request.scope, request.app.state.service.metrics)

@@ -1,5 +1,7 @@
 """What Prometheus scrapes, in a registry of its own so that several services can live in one process."""
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
@@ -56,6 +58,7 @@ class Metrics:
             ["label"],
             registry=registry,
         )
+        self.prediction = cache(self.predictions.labels)  # looking labels up takes longer than counting
         self.top_probability = Histogram(
             "convserve_top_probability", "Probability of the top label.", buckets=PROBABILITY_BUCKETS, registry=registry
         )

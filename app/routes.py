@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
 from app import __version__
-from app.access import trace_of
+from app.access import RequestTrace, trace_of
 from app.body import read_image, read_images
 from app.classifier import top_k as most_probable
 from app.engine import Answer
@@ -28,6 +28,7 @@ from app.schemas import (
 from app.service import Outcome, Service
 
 MAX_TOP_K = 1000
+DEFAULT_TOP_K = 5
 
 
 def _service(request: Request) -> Service:
@@ -109,16 +110,14 @@ router = APIRouter(tags=["operate"])
     ),
 )
 async def predict(
-    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = 5
+    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = DEFAULT_TOP_K
 ) -> Response:
     """The most probable classes of one image, and whether the model stands by its answer (`accepted`)."""
     image = await read_image(request, service.limits)
     [outcome] = await service.classify([image], request.receive, timeout_seconds)
     if isinstance(outcome, BaseException):
         raise outcome
-    trace = trace_of(request.scope)
-    trace.stages = {"decode": outcome.decode_seconds, "queue": outcome.queue_seconds, "infer": outcome.infer_seconds}
-    return _json({"model": _model(service), **_result(service, outcome, top_k), "request_id": trace.request_id})
+    return Response(predict_answer(service, outcome, top_k, trace_of(request.scope)), media_type="application/json")
 
 
 @predict_router.post(
@@ -128,7 +127,7 @@ async def predict(
     openapi_extra=_body({"multipart/form-data": {"schema": _FILES_FORM}}),
 )
 async def predict_batch(
-    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = 5
+    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = DEFAULT_TOP_K
 ) -> Response:
     """One result per image, in the order sent: its predictions, or a problem of its own."""
     images = await read_images(request, service.limits, field="files")
@@ -182,6 +181,12 @@ async def readyz(service: ServiceDependency) -> Response:
 async def metrics(service: ServiceDependency) -> Response:
     """Text exposition format 0.0.4."""
     return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace) -> bytes:
+    """The JSON of one image's answer; the times it took go to the trace."""
+    trace.stages = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "infer": answer.infer_seconds}
+    return orjson.dumps({"model": _model(service), **_result(service, answer, k), "request_id": trace.request_id})
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:

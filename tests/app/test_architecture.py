@@ -29,6 +29,7 @@ LAYERS = (
     "service",
     "access",
     "routes",
+    "shortcut",
     "logs",
     "main",
     "__main__",
