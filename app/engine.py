@@ -239,7 +239,8 @@ class Engine:
             return
         begun = time.monotonic()
         try:
-            rows = self._classifier(np.stack([pixels for _, pixels in fitted]))
+            alone = self.images_in_progress == 1
+            rows = self._classifier(np.stack([pixels for _, pixels in fitted]), alone=alone)
         except Exception as error:
             log.exception("a batch of %d failed in the session", len(fitted))
             if len(fitted) == 1:
