@@ -105,6 +105,7 @@ class AccessMiddleware:
                 await response(scope, receive, send_with_headers)
         finally:
             self._metrics.requests_in_progress.dec()
+            self._service.limits.held.release(scope)
             self._record(scope, trace)
 
     def _headers(self, trace: RequestTrace, message: Message) -> list[tuple[bytes, bytes]]:

@@ -6,19 +6,42 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
-from app.errors import BodyTimeoutError, MalformedRequestError, TooLargeError, UnsupportedImageError
+from app.errors import BodyTimeoutError, MalformedRequestError, OverloadedError, TooLargeError, UnsupportedImageError
 from app.schemas import Base64Image
 
+_HELD = "held_bytes"  # in a request's state
 # What `curl --data-binary` sends when told nothing, beside what it should send.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream")
+
+
+@dataclass(slots=True)
+class HeldBodies:
+    """All bodies that are being read or wait for their answer; together they stay within `max_bytes`."""
+
+    max_bytes: int
+    estimated_wait_seconds: Callable[[], float] = lambda: 1.0
+    bytes: int = 0
+
+    def hold(self, scope: Scope, size: int) -> None:
+        """Counts `size` more bytes for a request. Raises: OverloadedError when they are too many."""
+        if self.bytes + size > self.max_bytes:
+            detail = f"{self.bytes:,} bytes of other requests are held already"
+            raise OverloadedError(detail, retry_after_seconds=self.estimated_wait_seconds())
+        self.bytes += size
+        scope["state"][_HELD] = scope["state"].get(_HELD, 0) + size
+
+    def release(self, scope: Scope) -> None:
+        """Gives back what a request held."""
+        self.bytes -= scope["state"].pop(_HELD, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +51,7 @@ class BodyLimits:
     max_bytes: int
     timeout_seconds: float
     max_images: int
+    held: HeldBodies = field(default_factory=lambda: HeldBodies(2**28))
 
 
 class _InMemoryMultiPartParser(MultiPartParser):
@@ -101,6 +125,7 @@ async def _read_body(request: Request, limits: BodyLimits) -> bytes:
                 size += len(chunk)
                 if size > limits.max_bytes:
                     raise _too_large(limits)
+                limits.held.hold(request.scope, len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         raise BodyTimeoutError(f"the body did not arrive within {limits.timeout_seconds:g} s") from error

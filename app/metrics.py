@@ -62,6 +62,10 @@ class Metrics:
         self.top_probability = Histogram(
             "convserve_top_probability", "Probability of the top label.", buckets=PROBABILITY_BUCKETS, registry=registry
         )
+        self.cache_lookups = Counter(
+            "convserve_cache_lookups", "Images looked up in the answer cache: hit or miss.", ["result"], registry=registry
+        )
+        self.cache_bytes = Gauge("convserve_cache_bytes", "What the answer cache holds.", registry=registry)
         self.model_info = Gauge(
             "convserve_model_info",
             "1 for the loaded model.",

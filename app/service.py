@@ -13,7 +13,8 @@ from typing import Literal, Self
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from app.body import BodyLimits
+from app.body import BodyLimits, HeldBodies
+from app.cache import AnswerCache
 from app.classifier import Classifier
 from app.engine import Answer, Engine
 from app.errors import DeadlineExceededError
@@ -39,6 +40,7 @@ class Service:
     metrics: Metrics
     limits: BodyLimits
     keys: ApiKeys | None
+    cache: AnswerCache | None = None
     started_at: float = field(default_factory=time.monotonic)
     draining: bool = False
 
@@ -46,20 +48,23 @@ class Service:
     def create(cls, settings: Settings) -> Self:
         """Loads and proves the model. Raises: ModelError, SettingsError."""
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
-        classifier = Classifier.load(settings.model, device=settings.device)
+        threads = settings.threads or usable_threads()
+        classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads)
         metrics = Metrics()
         engine = Engine(
             classifier,
             metrics,
-            threads=settings.threads or usable_threads(),
+            threads=threads,
             max_batch_size=settings.max_batch_size,
             max_wait_seconds=settings.max_wait_ms / 1000,
             max_queue_size=settings.max_queue_size,
             max_pixels=settings.max_pixels,
         )
         max_images = min(settings.max_images_per_request, settings.max_queue_size)  # more would be refused for ever
-        limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images)
-        service = cls(settings, classifier, engine, metrics, limits, keys)
+        held = HeldBodies(max(settings.max_queue_bytes, settings.max_body_bytes), engine.estimated_wait_seconds)
+        limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images, held)
+        cache = AnswerCache(settings.cache_bytes, metrics) if settings.cache_bytes else None
+        service = cls(settings, classifier, engine, metrics, limits, keys, cache)
         service._describe()
         return service
 
@@ -80,6 +85,26 @@ class Service:
 
         Raises: OverloadedError, DrainingError, DeadlineExceededError for all of them; ClientDisconnect.
         """
+        if self.cache is None:
+            outcomes = await self._run(images, receive, timeout_seconds)
+        else:
+            outcomes = await self._recall_or_run(self.cache, images, receive, timeout_seconds)
+        self._observe(outcomes)
+        return outcomes
+
+    async def _recall_or_run(
+        self, cache: AnswerCache, images: Sequence[bytes], receive: Receive, timeout_seconds: float
+    ) -> list[Outcome]:
+        found = [cache.find(image) for image in images]
+        unknown = [image for image, (_, row) in zip(images, found, strict=True) if row is None]
+        fresh = iter(await self._run(unknown, receive, timeout_seconds) if unknown else ())
+        outcomes = [next(fresh) if row is None else Answer(row, 0.0, 0.0, 0.0, 0) for _, row in found]
+        for (key, _), outcome in zip(found, outcomes, strict=True):
+            if isinstance(outcome, Answer):
+                cache.keep(key, outcome.probabilities)
+        return outcomes
+
+    async def _run(self, images: Sequence[bytes], receive: Receive, timeout_seconds: float) -> list[Outcome]:
         futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds)
         watch = _Watch(futures, receive, timeout_seconds)
         try:
@@ -90,7 +115,6 @@ class Service:
             raise watch.error from None
         finally:
             watch.end()
-        self._observe(outcomes)
         return outcomes
 
     def _observe(self, outcomes: Sequence[Outcome]) -> None:

@@ -21,6 +21,7 @@ LAYERS = (
     "threads",
     "settings",
     "metrics",
+    "cache",
     "engine",
     "schemas",
     "problem",
