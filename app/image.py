@@ -147,7 +147,7 @@ def fit(image: Image.Image, spec: InputSpec) -> Pixels:
 
 
 def _decode_plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
-    """Spares small plain PNGs the reader, that takes four times as long as decoding 28 × 28 pixels (11 of 44 µs).
+    """Spares small plain PNGs Pillow's reader: 15 instead of 44 µs for 28 × 28 pixels (Zen 3, 2026-11).
 
     None for all others, also for damaged ones: the reader says what is wrong with them.
     """

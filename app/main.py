@@ -1,5 +1,6 @@
 """Puts the application together: `create_app(settings)` loads the model, and the lifespan starts and closes the engine."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.responses import Response
 
 from app import __version__
 from app.access import AccessMiddleware, refuse
+from app.board import Board
 from app.errors import ConvServeError
 from app.routes import predict_router, router
 from app.service import Service
@@ -21,17 +23,19 @@ from app.shortcut import PredictShortcut
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application, its model loaded and proven.
+def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
+    """The ASGI application, its model loaded and proven; on the `board` it reads and writes what all workers must know.
 
     Raises: ModelError, SettingsError.
     """
-    service = Service.create(settings)
+    service = Service.create(settings, board)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await service.engine.start()
+        posting = asyncio.create_task(service.keep_posting())
         yield {"service": service}
+        posting.cancel()
         await service.engine.close()
 
     app = FastAPI(title="ConvServe", version=__version__, description=DESCRIPTION, lifespan=lifespan)

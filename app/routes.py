@@ -180,7 +180,7 @@ async def readyz(service: ServiceDependency) -> Response:
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(service: ServiceDependency) -> Response:
     """Text exposition format 0.0.4."""
-    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace) -> bytes:

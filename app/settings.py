@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     host: str = Field(default="0.0.0.0", description="address to listen on; 0.0.0.0 because a container has one job")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Device = Field(default="auto", description="cuda refuses to start where CUDA does not load")
+    workers: int = Field(
+        default=1, ge=1, le=64, description="processes on the port, for small models; threads, queue and cache are shared out"
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="threads that decode and compute; 0 = CPU quota")
     max_batch_size: int = Field(default=4, ge=1, le=1024, description="images run together; more gains nothing on a CPU")
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="how long a batch waits to fill; 0 = never wait")

@@ -22,6 +22,7 @@ LAYERS = (
     "settings",
     "metrics",
     "cache",
+    "board",
     "engine",
     "schemas",
     "problem",
@@ -33,6 +34,8 @@ LAYERS = (
     "shortcut",
     "logs",
     "main",
+    "server",
+    "workers",
     "__main__",
 )
 NEVER_IMPORTED = {"torch", "torchvision", "onnx", "onnxscript", "training", "tests"}
