@@ -91,7 +91,7 @@ class AccessMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 trace.status = message["status"]
-                message = message | {"headers": [*message.get("headers", ()), *self._headers(trace, message)]}
+                message = {**message, "headers": [*message.get("headers", ()), *self._headers(trace, message)]}
             await send(message)
 
         self._metrics.requests_in_progress.inc()

@@ -26,9 +26,9 @@ INPUT = "images"
 OUTPUT = "probabilities"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-# A model faster than this gains nothing from several threads per call: 0.08 instead of 0.09 ms for digits, without spinning;
-# EfficientNet-Lite0 6.6 instead of 11.6 ms (2 cores, Zen 3, 2026-11).
-MIN_SECONDS_TO_SHARE = 0.002
+# A model faster than this gains nothing from several threads: per call 0.08 instead of 0.09 ms for digits, without spinning,
+# but 6.6 instead of 11.6 ms for EfficientNet-Lite0 (2 cores, Zen 3, 2026-11); and calls side by side fight for the interpreter.
+QUICK_SECONDS = 0.002
 
 
 class Classifier:
@@ -41,6 +41,7 @@ class Classifier:
     def __init__(self, session: ort.InferenceSession, spec: ModelSpec, sha256: str) -> None:
         self._session = session
         self._session_alone = session
+        self.is_quick = False  # computes an image within QUICK_SECONDS
         self.spec = spec
         self.sha256 = sha256
 
@@ -62,7 +63,8 @@ class Classifier:
             _check_signature(session, spec)
             classifier = cls(session, spec, sha256)
             classifier._prove()
-            if threads_alone > threads and classifier.provider == CPU and classifier._seconds() > MIN_SECONDS_TO_SHARE:
+            classifier.is_quick = classifier.provider == CPU and classifier._seconds() <= QUICK_SECONDS
+            if threads_alone > threads and classifier.provider == CPU and not classifier.is_quick:
                 classifier._session_alone = _open_session(path, device, threads_alone)
                 classifier._prove(alone=True)
         except FileNotFoundError as error:

@@ -128,6 +128,11 @@ class Engine:
         return len(self._workers)
 
     @property
+    def max_batch_size(self) -> int:
+        """Images that are run together at most."""
+        return self._max_batch_size
+
+    @property
     def queue_depth(self) -> int:
         """Images that wait for a thread."""
         return len(self._queue)

@@ -113,11 +113,11 @@ def decode(data: bytes, spec: InputSpec, *, max_pixels: int = DEFAULT_MAX_PIXELS
 
     Raises: UnsupportedImageError, UndecodableImageError, TooLargeError.
     """
+    # Pillow's limit as well, since its GIF and WebP readers make room for the canvas before it can be checked here.
+    Image.MAX_IMAGE_PIXELS = max_pixels
     if (plain := _decode_plain_png(data, max_pixels)) is not None:
         return _to_mode(plain, spec)
     name = sniff(data)
-    # Pillow's limit as well, since its GIF and WebP readers make room for the canvas before it can be checked here.
-    Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         image = _READERS[name](io.BytesIO(data))
         _check_cost(image, data, max_pixels)

@@ -38,7 +38,14 @@ def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
         posting.cancel()
         await service.engine.close()
 
-    app = FastAPI(title="ConvServe", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    # FastAPI's own telemetry, of which nobody reads here, would ask the environment three times per request.
+    app = FastAPI(
+        title="ConvServe",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     app.state.service = service
     app.include_router(predict_router)
     app.include_router(router)

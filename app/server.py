@@ -76,7 +76,7 @@ def announce(service: Service, port: int) -> None:
         "provider": service.classifier.provider,
         "workers": settings.workers,
         "threads": service.engine.threads,
-        "max_batch_size": settings.max_batch_size,
+        "max_batch_size": service.engine.max_batch_size,
         "max_queue_size": settings.max_queue_size,
         "address": f"{settings.host}:{port}",
     }

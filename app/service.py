@@ -50,14 +50,15 @@ class Service:
     def create(cls, settings: Settings, board: Board | None = None) -> Self:
         """Loads and proves the model. Raises: ModelError, SettingsError."""
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
-        threads = settings.threads or usable_threads()
+        threads = max(1, (settings.threads or usable_threads()) // settings.workers)
         classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads)
+        quick = classifier.is_quick
         metrics = Metrics()
         engine = Engine(
             classifier,
             metrics,
-            threads=threads,
-            max_batch_size=settings.max_batch_size,
+            threads=1 if quick and not settings.threads else threads,
+            max_batch_size=settings.max_batch_size or (32 if quick else 4),
             max_wait_seconds=settings.max_wait_ms / 1000,
             max_queue_size=settings.max_queue_size,
             max_pixels=settings.max_pixels,

@@ -28,7 +28,6 @@ from app.errors import ModelError, SettingsError
 from app.main import create_app
 from app.server import DrainingServer, announce
 from app.settings import Settings
-from app.threads import usable_threads
 
 log = logging.getLogger("convserve")
 
@@ -182,9 +181,7 @@ def _work(
 
 def _share_of(settings: Settings) -> Settings:
     """One worker's part of what the service may take."""
-    threads = settings.threads or usable_threads()
     parts = {
-        "threads": max(1, threads // settings.workers),
         "max_queue_size": -(-settings.max_queue_size // settings.workers),
         "max_queue_bytes": -(-settings.max_queue_bytes // settings.workers),
         "cache_bytes": settings.cache_bytes // settings.workers,

@@ -30,7 +30,7 @@ def test_what_was_kept_is_found_by_its_content() -> None:
     batch = np.stack([ROW, ROW])
     cache.keep(key, batch[0])
     batch[:] = 0  # the batch is somebody else's
-    found = cache.find(bytearray(b"one"))[1]
+    found = cache.find(bytes(bytearray(b"one")))[1]
     assert found is not None
     assert found.tolist() == ROW.tolist()
     assert (lookups(metrics, "hit"), lookups(metrics, "miss")) == (1, 1)

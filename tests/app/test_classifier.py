@@ -137,6 +137,7 @@ def test_a_call_that_is_alone_shares_its_work_among_threads_where_that_pays(
 ) -> None:
     classifier = Classifier.load(write_colour_model(tmp_path / "model.onnx", repeats=repeats), device="cpu", threads_alone=2)
     assert classifier._session_alone.get_session_options().intra_op_num_threads == threads_alone
+    assert classifier.is_quick is (repeats == 0)
     assert classifier._session.get_session_options().intra_op_num_threads == 1
     batch = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), np.uint8)
     assert classifier(batch, alone=True).tolist()[0] == pytest.approx(classifier(batch).tolist()[0], abs=1e-6)

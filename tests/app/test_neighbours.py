@@ -102,4 +102,4 @@ def test_each_client_gets_what_its_images_get_alone(batching: ServiceProcess, co
         list(pool.map(Client.run, clients))
     assert [wrong for client in clients for wrong in client.wrong] == []
     batching.wait_for_metric("convserve_batch_size_count", 20)
-    assert batching.metric("convserve_batch_size_sum") > 1.2 * batching.metric("convserve_batch_size_count")
+    assert batching.metric("convserve_batch_size_sum") > batching.metric("convserve_batch_size_count")

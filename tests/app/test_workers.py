@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.board import Board
+from app.board import PERIOD_SECONDS, Board
 from app.body import BodyLimits
 from app.engine import Engine
 from app.metrics import Metrics, merge
@@ -53,12 +54,14 @@ def connect(process: ServiceProcess, stack: ExitStack) -> httpx.Client:
 
 @needs_proc
 def test_keep_alive_connections_are_spread_evenly_also_when_some_have_left(pair: ServiceProcess) -> None:
+    time.sleep(0.3)  # until what others closed is gone
     before = sockets_of(pair)
     with ExitStack() as stack:
         clients = [connect(pair, stack) for _ in range(32)]
         assert [now - then for now, then in zip(sockets_of(pair), before, strict=True)] == [16, 16]
         for client in clients[::2]:  # all on one worker
             client.close()
+        time.sleep(0.3)
         for _ in range(16):
             connect(pair, stack)
         assert [now - then for now, then in zip(sockets_of(pair), before, strict=True)] == [16, 16]
@@ -66,11 +69,13 @@ def test_keep_alive_connections_are_spread_evenly_also_when_some_have_left(pair:
 
 def test_requests_on_all_workers_are_counted_once(pair: ServiceProcess) -> None:
     predicted = {"route": "/predict", "status": "200"}
+    time.sleep(2 * PERIOD_SECONDS)
     before = pair.metric("convserve_requests_total", **predicted)
     with ExitStack() as stack:
         for _ in range(10):
             connect(pair, stack)
         pair.wait_for_metric("convserve_requests_total", before + 10, **predicted)
+        time.sleep(2 * PERIOD_SECONDS)
         assert pair.metric("convserve_requests_total", **predicted) == before + 10
     assert pair.metric("convserve_ready") == 1
     assert pair.metric("process_resident_memory_bytes") > WORKERS * 10e6
@@ -148,7 +153,7 @@ def test_a_worker_that_hangs_turns_the_probes_of_all_red() -> None:
 
     async def statuses() -> list[str]:
         await engine.start()
-        seen = []
+        seen: list[str] = []
         for stalled_seconds in (0, 60):
             board.own = 1
             board.write(b"%f\n" % stalled_seconds + metrics.render())
