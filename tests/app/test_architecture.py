@@ -30,6 +30,7 @@ LAYERS = (
     "access",
     "routes",
     "logs",
+    "bench",
     "main",
     "__main__",
 )
