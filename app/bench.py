@@ -41,20 +41,22 @@ Send = Callable[[bytes], Awaitable[int]]  # an encoded image → the HTTP status
 class Run:
     """What one loop came to. `latencies` are seconds of the images answered with 200."""
 
+    begun: float = field(default_factory=time.perf_counter)
+    cpu: float = field(default_factory=time.process_time)
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     failures: Counter[int] = field(default_factory=Counter)  # by status
-    client_cores: float = 0.0
 
-    def record(self, status: int, seconds: float) -> None:
-        if status == 200:
-            self.latencies.append(seconds)
+    async def take(self, answer: Awaitable[int], since: float) -> None:
+        """Waits for an answer's status and records it with the seconds `since`, of time.perf_counter."""
+        if (status := await answer) == 200:
+            self.latencies.append(time.perf_counter() - since)
         else:
             self.failures[status] += 1
 
-    def end(self, begun: float, cpu: float) -> "Run":
-        self.seconds = time.perf_counter() - begun
-        self.client_cores = (time.process_time() - cpu) / self.seconds
+    def end(self) -> "Run":
+        """`cpu` becomes the CPU seconds that the client used."""
+        self.seconds, self.cpu = time.perf_counter() - self.begun, time.process_time() - self.cpu
         return self
 
     @property
@@ -123,34 +125,29 @@ class HttpTarget:
 
 async def closed_loop(send: Send, images: Sequence[bytes], clients: int, seconds: float) -> Run:
     """Each of `clients` sends its next image when it has the answer to its last."""
-    run, order, begun, cpu = Run(), cycle(images), time.perf_counter(), time.process_time()
+    run, order = Run(), cycle(images)
 
     async def client() -> None:
-        while (at := time.perf_counter()) < begun + seconds:
-            run.record(await send(next(order)), time.perf_counter() - at)
+        while (at := time.perf_counter()) < run.begun + seconds:
+            await run.take(send(next(order)), at)
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    return run.end(begun, cpu)
+    return run.end()
 
 
 async def open_loop(send: Send, images: Sequence[bytes], rate: float, seconds: float) -> Run:
     """Images are due at equal distances, `rate` a second, whatever became of the others."""
     run, order, tasks = Run(), cycle(images), set[asyncio.Task[None]]()
-    begun, cpu = time.perf_counter(), time.process_time()
-
-    async def one(due: float) -> None:
-        run.record(await send(next(order)), time.perf_counter() - due)
-
-    for due in (begun + number / rate for number in range(max(1, round(rate * seconds)))):
+    for due in (run.begun + number / rate for number in range(max(1, round(rate * seconds)))):
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         if len(tasks) < MAX_OPEN:
-            task = asyncio.create_task(one(due))
+            task = asyncio.create_task(run.take(send(next(order)), due))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         else:
-            run.record(0, 0.0)
+            run.failures[0] += 1
     await asyncio.gather(*tasks)
-    return run.end(begun, cpu)
+    return run.end()
 
 
 async def find_rate(send: Send, images: Sequence[bytes], fastest: float, p99_ms: float, seconds: float) -> float:
@@ -214,7 +211,7 @@ async def _measure(send: Send, images: Sequence[bytes], threads: int, options: a
         raise SettingsError("no image was answered with 200: the statuses above and the service's log say why")
     print(f"\n{'due/s':>10} {'images/s':>10} {'p50 ms':>9} {'p99 ms':>9}   kept: all answered, p99 ≤ {options.p99_ms:g} ms")
     rate = await find_rate(send, images, fastest, options.p99_ms, options.seconds)
-    if not options.in_process and (cores := max(run.client_cores for run in runs.values())) > BUSY_CORES:
+    if not options.in_process and (cores := max(run.cpu / run.seconds for run in runs.values())) > BUSY_CORES:
         print(f"\nthis client kept {cores:.0%} of a core busy: the service may bear more; send from another machine")
     if not rate:
         raise SettingsError(f"no rate keeps p99 ≤ {options.p99_ms:g} ms: allow more with --p99-ms")

@@ -81,7 +81,7 @@ async def measure(server: Server, image: bytes, options: argparse.Namespace) -> 
     await closed_loop(target, [image], CLIENTS, 2)
     base = await closed_loop(target, [image], CLIENTS, 8)
     capacity, before = base.rate, server.pss_mb()
-    print(f"capacity  {capacity:.1f}/s ({CLIENTS} clients), client {base.client_cores:.2f} cores, PSS {before:.0f} MB")
+    print(f"capacity  {capacity:.1f}/s ({CLIENTS} clients), client {base.cpu / base.seconds:.2f} cores, PSS {before:.0f} MB")
     cpu, begun = time.process_time(), time.perf_counter()
     seen = [before]
     memory = asyncio.create_task(_watch(server, seen))
