@@ -164,7 +164,7 @@ class Bench:
                 body_file.write_bytes(body)
                 press(server, headers, body_file, connections, WARM_UP_SECONDS)
                 server.drain()
-                cells[cell] = press(server, headers, body_file, connections, self._options.seconds).as_json()
+                cells[cell] = press(server, headers, body_file, connections, self._options.seconds)
                 server.drain()
         finally:
             server.close()

@@ -8,8 +8,8 @@ Prints a JSON object: images/s of one client alone, and of as many as keep all c
 import argparse
 import json
 import multiprocessing
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +35,15 @@ def run(classifier: Classifier, image: bytes, batch: int, seconds: float) -> flo
 
 def in_threads(model: Path, image: bytes, batch: int, seconds: float, n: int) -> float:
     """Threads around one session, as the engine has them."""
-    classifier, rates = Classifier.load(model), []
-    work = [threading.Thread(target=lambda: rates.append(run(classifier, image, batch, seconds))) for _ in range(n)]
-    for one in work:
-        one.start()
-    for one in work:
-        one.join()
-    return sum(rates)
+    classifier = Classifier.load(model)
+    with ThreadPoolExecutor(n) as pool:
+        return sum(pool.map(lambda _: run(classifier, image, batch, seconds), range(n)))
 
 
 def in_processes(model: Path, image: bytes, batch: int, seconds: float, n: int) -> float:
     """A process for each core, all measured in the same time."""
     with multiprocessing.get_context("spawn").Pool(n) as pool:
-        arguments = [(model, image, batch, seconds, time.time() + 2)] * n
-        return sum(pool.starmap(_run_process, arguments, chunksize=1))
+        return sum(pool.starmap(_run_process, [(model, image, batch, seconds, time.time() + 2)] * n, chunksize=1))
 
 
 def _run_process(model: Path, image: bytes, batch: int, seconds: float, start: float) -> float:

@@ -9,33 +9,14 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LUA = Path(__file__).with_name("post.lua")
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 IDLE_CORES = 0.08  # below it a server has nothing left to do: two clock ticks in the time looked at
 START_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Load:
-    """What wrk saw of one server in one window; milliseconds, cores and megabytes."""
-
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-    errors: int
-    server_cores: float
-    wrk_cores: float
-    pss_mb: float
-
-    def as_json(self) -> dict[str, float]:
-        return {name: round(value, 3) for name, value in asdict(self).items()}
 
 
 class Server:
@@ -122,8 +103,8 @@ class Server:
             return False
 
 
-def press(server: Server, headers: Mapping[str, str], body: Path, connections: int, seconds: float) -> Load:
-    """A closed loop of `connections` keep-alive clients."""
+def press(server: Server, headers: Mapping[str, str], body: Path, connections: int, seconds: float) -> dict[str, float]:
+    """A closed loop of `connections` keep-alive clients: rate, milliseconds, errors, cores, most memory."""
     options = [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
     command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "--timeout=60s", "-s", str(LUA), *options, server.url]
     peak, done = [server.pss_mb()], threading.Event()
@@ -136,20 +117,13 @@ def press(server: Server, headers: Mapping[str, str], body: Path, connections: i
     watcher.start()
     before, wrk_before = server.cpu_seconds(), _children_seconds()
     ran = subprocess.run(command, env={**os.environ, "BENCH_BODY": str(body)}, capture_output=True, text=True, check=True)
-    after, wrk_after = server.cpu_seconds(), _children_seconds()
+    cores, wrk_cores = server.cpu_seconds() - before, _children_seconds() - wrk_before
     done.set()
     watcher.join()
-    told = json.loads(ran.stdout.splitlines()[-1])
-    return Load(
-        rate=(told["requests"] - told["bad_status"]) / told["seconds"],
-        p50_ms=told["p50_ms"],
-        p99_ms=told["p99_ms"],
-        max_ms=told["max_ms"],
-        errors=told["bad_status"] + told["broken"],
-        server_cores=(after - before) / told["seconds"],
-        wrk_cores=(wrk_after - wrk_before) / told["seconds"],
-        pss_mb=max(peak),
-    )
+    told: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    window = told.pop("window_s")
+    told |= {"server_cores": cores / window, "wrk_cores": wrk_cores / window, "pss_mb": max(peak)}
+    return {name: round(value, 3) for name, value in told.items()}
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,28 +1,16 @@
 """Visits to tables: medians, and ratios within each round against the neighbouring run of ours."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 Visit = dict[str, Any]  # round, pair, contender, setting, model, cold_seconds, cells: {cell: {rate, p50_ms, …}}
 
 
-@dataclass(frozen=True)
-class Spread:
+def spread(values: Iterable[float], digits: int) -> str:
     """Median, least and most."""
-
-    middle: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Spread":
-        found = list(values)
-        return cls(median(found), min(found), max(found))
-
-    def text(self, digits: int) -> str:
-        return f"{self.middle:,.{digits}f} ({self.low:,.{digits}f}–{self.high:,.{digits}f})"
+    found = list(values)
+    return f"{median(found):,.{digits}f} ({min(found):,.{digits}f}–{max(found):,.{digits}f})"
 
 
 def format_tables(visits: Sequence[Visit]) -> str:
@@ -79,8 +67,8 @@ def _columns(loads: Sequence[dict[str, float]]) -> str:
         values = [load[name] for load in loads if name in load]
         return f"{pick(values):,.{digits}f}" if values else ""
 
-    rate = Spread.of(load["rate"] for load in loads)
-    columns = [rate.text(1 if rate.middle < 1000 else 0), column("p50_ms", 1), column("p99_ms", 1), column("errors", 0, sum)]
+    rate = spread((load["rate"] for load in loads), 1 if loads[0]["rate"] < 1000 else 0)
+    columns = [rate, column("p50_ms", 1), column("p99_ms", 1), column("errors", 0, sum)]
     return " | ".join([*columns, column("server_cores", 2), column("wrk_cores", 2), column("pss_mb", 0, max)])
 
 
@@ -98,7 +86,7 @@ def _ratios(visits: Sequence[Visit], mine: Sequence[Visit], cell: str, base: str
         for visit in mine
         if visit["contender"] != base and bases.get(visit["round"]) and (theirs := against_ours(visit))
     ]
-    return Spread.of(ratios).text(2) if ratios else ""
+    return spread(ratios, 2) if ratios else ""
 
 
 def _start_table(visits: Sequence[Visit]) -> str:
@@ -109,5 +97,5 @@ def _start_table(visits: Sequence[Visit]) -> str:
             rows.setdefault(f"{visit['model']}: {visit['contender']} {visit['setting']}".strip(), []).append(visit)
     for name, mine in rows.items():
         peak = max((cell["pss_mb"] for visit in mine for cell in visit["cells"].values()), default=0)
-        lines.append(f"| {name} | {Spread.of(visit['cold_seconds'] for visit in mine).text(2)} | {peak:,.0f} |")
+        lines.append(f"| {name} | {spread((visit['cold_seconds'] for visit in mine), 2)} | {peak:,.0f} |")
     return "\n".join(lines)
