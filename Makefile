@@ -1,6 +1,9 @@
 # ConvServe's commands. Needs GNU make 3.81 or newer, a POSIX shell and Python 3.11 or newer (make PYTHON=python3.12 ...).
 PYTHON ?= python3
 MNIST ?=
+BENCH = .venv-dev/bin/python -m benchmarks.serving --work "$(WORK)"
+WORK ?= runs/bench
+BENCHFLAGS ?=
 UV ?= .venv-dev/bin/uv
 LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--no-header --no-emit-index-url $(LOCKFLAGS) pyproject.toml
@@ -9,7 +12,7 @@ DEV = .venv-dev/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format lock train-digits clean
+.PHONY: help serve test check format lock train-digits bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +43,12 @@ train-digits: ## train models/digits.onnx: make train-digits MNIST=folder
 	@test -d "$(MNIST)" || { echo "MNIST=$(MNIST) is not a directory." >&2; exit 1; }
 	@$(MAKE) --no-print-directory $(DEV)
 	@.venv-dev/bin/python -m training train "$(MNIST)" --recipe digits --out models/digits.onnx
+
+bench: $(DEV) ## measure the service against the same code without HTTP (needs wrk; 15 minutes; BENCHFLAGS=--help)
+	@$(BENCH) --peers none $(BENCHFLAGS)
+
+bench-peers: $(DEV) ## the same with Mosec, LitServe, BentoML, MLServer, PyTriton and a tutorial's FastAPI (an hour, 4 GB in WORK)
+	@$(BENCH) --peers all $(BENCHFLAGS)
 
 clean: ## remove both environments and every cache
 	@rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

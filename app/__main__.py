@@ -17,7 +17,9 @@ from app.workers import serve_in_workers
 log = logging.getLogger("convserve")
 
 # Beside `serve`: `main(arguments)` of app/NAME.py, imported only when asked for, so that serving starts no later.
-COMMANDS: dict[str, str] = {}
+COMMANDS = {
+    "bench": "measures what a service can bear, and says which settings that asks for",
+}
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ LAYERS = (
     "routes",
     "shortcut",
     "logs",
+    "bench",
     "main",
     "server",
     "workers",
