@@ -1,4 +1,4 @@
-"""`python -m app`: runs the service under uvicorn, with settings from the environment."""
+"""`python -m app`: runs the service under uvicorn, with settings from the environment, or the command that is named."""
 
 import argparse
 import asyncio
@@ -7,6 +7,7 @@ import math
 import signal
 import socket
 import sys
+from importlib import import_module
 from types import FrameType
 
 import uvicorn
@@ -23,6 +24,9 @@ log = logging.getLogger("convserve")
 
 # Longer than load balancers keep idle connections (60 s is common), so that they close them, not we: no lost race.
 KEEP_ALIVE_SECONDS = 75
+
+# Beside `serve`: `main(arguments)` of app/NAME.py, imported only when asked for, so that serving starts no later.
+COMMANDS: dict[str, str] = {}
 
 
 class DrainingServer(uvicorn.Server):
@@ -58,8 +62,16 @@ class DrainingServer(uvicorn.Server):
 
 
 def main() -> int:
-    """Returns the exit code: 0 after a clean shutdown, 1 when the service cannot start."""
+    """Runs the command that is named first, else serves; returns the exit code."""
+    match sys.argv[1:]:
+        case [name, *arguments] if name in COMMANDS:
+            return int(import_module(f"app.{name}").main(arguments))
     _parse_arguments()
+    return serve()
+
+
+def serve() -> int:
+    """Returns the exit code: 0 after a clean shutdown, 1 when the service cannot start."""
     try:
         settings = Settings.load()
         configure_logging(settings.log_level, settings.log_format)
@@ -121,6 +133,7 @@ def _announce(service: Service, port: int) -> None:
 
 
 def _parse_arguments() -> None:
+    commands = "".join(f"\n  {name:34} {what}" for name, what in {"serve": "serves (default)", **COMMANDS}.items())
     settings = "\n".join(
         f"  {PREFIX + name.upper():34} {field.description or ''} (default: {field.get_default()})"
         for name, field in Settings.model_fields.items()
@@ -128,10 +141,11 @@ def _parse_arguments() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m app",
         description="Serves an image classifier over HTTP: POST an image to /predict. Stops cleanly on SIGTERM and Ctrl-C.",
-        epilog=f"settings, from the environment:\n{settings}",
+        epilog=f"commands:{commands}\n\nsettings, from the environment:\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ConvServe {__version__}")
+    parser.add_argument("command", nargs="?", choices=["serve", *COMMANDS], default="serve", help="default: serve")
     parser.parse_args()
 
 

@@ -78,6 +78,17 @@ def test_help_names_every_setting() -> None:
         assert PREFIX + name.upper() in ended.stdout
 
 
+def test_serving_can_be_asked_for_by_name(tmp_path: Path) -> None:
+    ended = run_app("serve", model=tmp_path / "none.onnx")
+    assert (ended.returncode, ended.stderr) == (1, f"convserve: model file {tmp_path / 'none.onnx'} does not exist\n")
+
+
+def test_an_unknown_command_is_named_beside_the_known() -> None:
+    ended = run_app("sevre")
+    assert ended.returncode == 2
+    assert "invalid choice: 'sevre' (choose from" in ended.stderr
+
+
 def test_the_version_is_the_packages() -> None:
     assert run_app("--version").stdout == f"ConvServe {__version__}\n"
 
