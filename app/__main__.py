@@ -26,7 +26,9 @@ log = logging.getLogger("convserve")
 KEEP_ALIVE_SECONDS = 75
 
 # Beside `serve`: `main(arguments)` of app/NAME.py, imported only when asked for, so that serving starts no later.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "predict": "classifies files and folders, by a model file or a running service",
+}
 
 
 class DrainingServer(uvicorn.Server):

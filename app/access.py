@@ -90,7 +90,7 @@ class AccessMiddleware:
             except ClientDisconnect:
                 trace.status = CLIENT_CLOSED_REQUEST
             except Exception as error:
-                _, response = problem_response(error, trace.request_id)
+                _, response = problem_response(error, trace.request_id, scope["path"])
                 if not trace.status:
                     await response(scope, receive, send_with_headers)
             finally:
@@ -113,5 +113,5 @@ class AccessMiddleware:
         }
         if trace.trace_id:
             fields["trace_id"] = trace.trace_id
-        is_probe = route in ("/livez", "/readyz", "/metrics")
+        is_probe = route in ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
         log.log(logging.DEBUG if is_probe else logging.INFO, "request", extra={"fields": fields})

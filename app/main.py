@@ -13,6 +13,7 @@ from starlette.responses import Response
 from app import __version__
 from app.access import AccessMiddleware, trace_of
 from app.errors import ConvServeError
+from app.open_inference import router as open_inference_router
 from app.problem import problem_response
 from app.routes import predict_router, router
 from app.service import Service
@@ -37,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="ConvServe", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.service = service
     app.include_router(predict_router)
+    app.include_router(open_inference_router)
     app.include_router(router)
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)
@@ -54,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     trace = trace_of(request.scope)
-    reason, response = problem_response(error, trace.request_id)
+    reason, response = problem_response(error, trace.request_id, request.scope["path"])
     trace.fields["reason"] = reason
     request.app.state.service.metrics.rejected.labels(reason).inc()
     return response

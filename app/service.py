@@ -15,7 +15,7 @@ from starlette.types import Receive
 
 from app.body import BodyLimits
 from app.classifier import Classifier
-from app.engine import Answer, Engine
+from app.engine import Answer, Engine, Source
 from app.errors import DeadlineExceededError
 from app.keys import ApiKeys
 from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics
@@ -73,8 +73,8 @@ class Service:
         """The engine makes progress."""
         return self.engine.stalled_seconds() <= self.settings.stall_seconds
 
-    async def classify(self, images: Sequence[bytes], receive: Receive, timeout_seconds: float) -> list[Outcome]:
-        """One outcome per encoded image, in order: an Answer or the exception that image ended with.
+    async def classify(self, images: Sequence[Source], receive: Receive, timeout_seconds: float) -> list[Outcome]:
+        """One outcome per image, in order: an Answer or the exception that image ended with.
 
         Raises: OverloadedError, DrainingError, DeadlineExceededError for all of them; ClientDisconnect.
         """

@@ -29,8 +29,13 @@ LAYERS = (
     "service",
     "access",
     "routes",
+    "tensors",
+    "open_inference",
     "logs",
     "main",
+    "client",
+    "lines",
+    "predict",
     "__main__",
 )
 NEVER_IMPORTED = {"torch", "torchvision", "onnx", "onnxscript", "training", "tests"}
