@@ -9,10 +9,11 @@ LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-ver
 	--no-header --no-emit-index-url $(LOCKFLAGS) pyproject.toml
 SERVE = .venv/.installed
 DEV = .venv-dev/.installed
+CLIENTS = .venv-clients/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format lock train-digits bench bench-peers clean
+.PHONY: help serve test test-clients check format lock train-digits bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +23,9 @@ serve: $(SERVE) ## serve the model on port 8000 (settings: CONVSERVE_* in the en
 
 test: $(DEV) ## run the tests
 	@.venv-dev/bin/python -m pytest
+
+test-clients: $(DEV) $(CLIENTS) ## run Triton's and KServe's clients, and schemathesis, against the service
+	@.venv-dev/bin/python -m pytest tests/app/test_open_inference_clients.py tests/app/test_openapi.py
 
 check: $(DEV) ## check format, lint and types; changes nothing
 	@echo "Checking format, lint and types ..."
@@ -51,7 +55,7 @@ bench-peers: $(DEV) ## the same with Mosec, LitServe, BentoML, MLServer, PyTrito
 	@$(BENCH) --peers all $(BENCHFLAGS)
 
 clean: ## remove both environments and every cache
-	@rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	@rm -rf .venv .venv-clients .venv-dev .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear: a package that left the lock leaves .venv too.
@@ -61,6 +65,10 @@ $(SERVE): requirements/serve.txt
 
 $(DEV): requirements/dev.txt
 	$(call install,.venv-dev,,,PyTorch and the developer tools (up to 6 GB; takes minutes))
+
+# Their pins clash with ours (ml-dtypes, protobuf), so they only ever talk to the service over HTTP.
+$(CLIENTS): requirements/clients.txt
+	$(call install,.venv-clients,--clear,,other people's clients (about 600 MB))
 
 # $(call install,FOLDER,VENV OPTIONS,PIP OPTIONS,WHAT). The stamp is written last: an interrupted install starts over.
 define install

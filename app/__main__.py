@@ -19,6 +19,7 @@ log = logging.getLogger("convserve")
 # Beside `serve`: `main(arguments)` of app/NAME.py, imported only when asked for, so that serving starts no later.
 COMMANDS = {
     "bench": "measures what a service can bear, and says which settings that asks for",
+    "predict": "classifies files and folders, by a model file or a running service",
 }
 
 

@@ -21,6 +21,7 @@ from app.service import Service
 
 log = logging.getLogger("convserve.access")
 
+PROBES = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")  # logged only on level debug
 UNMATCHED = "(unmatched)"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for log and metric alone
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -63,7 +64,7 @@ def trace_of(scope: Scope) -> RequestTrace:
 def refuse(error: Exception, scope: Scope, metrics: Metrics) -> Response:
     """The answer to a request that ends with `error`; counts it and notes its reason for the log."""
     trace = trace_of(scope)
-    reason, response = problem_response(error, trace.request_id)
+    reason, response = problem_response(error, trace.request_id, scope["path"])
     trace.fields["reason"] = reason
     metrics.rejected.labels(reason).inc()
     return response
@@ -100,7 +101,7 @@ class AccessMiddleware:
         except ClientDisconnect:
             trace.status = CLIENT_CLOSED_REQUEST
         except Exception as error:
-            _, response = problem_response(error, trace.request_id)
+            _, response = problem_response(error, trace.request_id, scope["path"])
             if not trace.status:
                 await response(scope, receive, send_with_headers)
         finally:
@@ -123,7 +124,7 @@ class AccessMiddleware:
         route = trace.route or getattr(scope.get("route"), "path", UNMATCHED)
         self._requests(route, trace.status).inc()
         self._request_seconds(route).observe(seconds)
-        level = logging.DEBUG if route in ("/livez", "/readyz", "/metrics") else logging.INFO
+        level = logging.DEBUG if route in PROBES else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "request", extra={"fields": _fields(scope, trace, seconds)})
 

@@ -72,9 +72,9 @@ async def read_image(request: Request, limits: BodyLimits) -> bytes:
             raise MalformedRequestError(f"/predict takes one file and got {len(images)}: send many to /predict/batch")
         return images[0]
     if content_type == "application/json":
-        return _image_of_json(await _read_body(request, limits))
+        return _image_of_json(await read_body(request, limits))
     if content_type in _RAW_TYPES or content_type.startswith("image/"):
-        return await _read_body(request, limits)
+        return await read_body(request, limits)
     raise UnsupportedImageError(
         f"content type {content_type} is not taken: send image/*, application/octet-stream, "
         "multipart/form-data or application/json"
@@ -88,7 +88,7 @@ async def read_images(request: Request, limits: BodyLimits, *, field: str) -> li
     """
     if _content_type(request) != "multipart/form-data":
         raise UnsupportedImageError(f"send the images as multipart/form-data, each in a field named {field}")
-    body = await _read_body(request, limits)
+    body = await read_body(request, limits)
     parser = _InMemoryMultiPartParser(request.headers, _once(body), max_files=limits.max_images, max_fields=limits.max_images)
     try:
         form = await parser.parse()
@@ -106,7 +106,7 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _read_body(request: Request, limits: BodyLimits) -> bytes:
+async def read_body(request: Request, limits: BodyLimits) -> bytes:
     """Collects the body and stops at the first byte too many. Raises also for an empty one."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedImageError("a compressed request body is not taken: send the image file as it is")
@@ -143,6 +143,11 @@ def _image_of_json(body: bytes) -> bytes:
         text = Base64Image.model_validate_json(body).image
     except ValidationError as error:
         raise MalformedRequestError('the JSON must be {"image": "<base64 of the image file>"}') from error
+    return decode_base64(text)
+
+
+def decode_base64(text: str) -> bytes:
+    """The encoded image of a base64 text or a data: URL. Raises: MalformedRequestError."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:

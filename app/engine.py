@@ -23,6 +23,8 @@ from app.errors import DeadlineExceededError, DrainingError, OverloadedError
 from app.image import DEFAULT_MAX_PIXELS, Pixels, decode, fit
 from app.metrics import Metrics
 
+Source = bytes | Pixels  # an encoded image, or one that needs no decoding and fitting
+
 log = logging.getLogger("convserve.engine")
 
 # Weight of the newest batch in the moving average of seconds per image: settles in about 20 batches.
@@ -44,7 +46,7 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    data: bytes
+    data: Source
     deadline: float  # on time.monotonic's clock
     queued_at: float
     future: asyncio.Future[Answer]
@@ -106,8 +108,8 @@ class Engine:
             if worker.thread.ident is not None:
                 await asyncio.to_thread(worker.thread.join)
 
-    def submit(self, images: Sequence[bytes], *, deadline: float) -> list[asyncio.Future[Answer]]:
-        """Queues encoded images, all or none; `deadline` is on `time.monotonic`'s clock.
+    def submit(self, images: Sequence[Source], *, deadline: float) -> list[asyncio.Future[Answer]]:
+        """Queues images, all or none; `deadline` is on `time.monotonic`'s clock.
 
         The futures end with an Answer, or with the error of decoding, DeadlineExceededError, or a bug's own exception.
         Cancelling one drops its image unless it is already running.
@@ -229,6 +231,8 @@ class Engine:
 
     def _decode(self, job: _Job, outcomes: list[tuple[_Job, Answer | Exception]]) -> Pixels | None:
         job.started_at = time.monotonic()
+        if not isinstance(job.data, bytes):
+            return job.data
         spec = self._classifier.spec.input
         try:
             return fit(decode(job.data, spec, max_pixels=self._max_pixels), spec)

@@ -15,6 +15,7 @@ from app import __version__
 from app.access import AccessMiddleware, refuse
 from app.board import Board
 from app.errors import ConvServeError
+from app.open_inference import router as open_inference_router
 from app.routes import predict_router, router
 from app.service import Service
 from app.settings import Settings
@@ -48,6 +49,7 @@ def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
     )
     app.state.service = service
     app.include_router(predict_router)
+    app.include_router(open_inference_router)
     app.include_router(router)
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)

@@ -37,7 +37,7 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _check_key(request: Request) -> None:
+def check_key(request: Request) -> None:
     keys = _service(request).keys
     if keys is not None:
         keys.check(request.headers)
@@ -69,14 +69,14 @@ PROBLEMS = {
     503: "Overloaded or draining; `Retry-After` says when to come back.",
     504: "The deadline passed.",
 }
+RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
     responses: dict[int | str, dict[str, Any]] = {one: {"description": PROBLEMS[one], "content": content} for one in statuses}
     if 503 in responses:
-        retry_after = {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
-        responses[503]["headers"] = {"Retry-After": retry_after}
+        responses[503]["headers"] = RETRY_AFTER
     return responses
 
 
@@ -92,7 +92,7 @@ _FILES_FORM = {
     "properties": {"files": {"type": "array", "minItems": 1, "items": _BINARY["schema"]}},
 }
 
-predict_router = APIRouter(dependencies=[Depends(_check_key)], tags=["predict"])
+predict_router = APIRouter(dependencies=[Depends(check_key)], tags=["predict"])
 router = APIRouter(tags=["operate"])
 
 
@@ -206,7 +206,7 @@ def _result(service: Service, answer: Answer, k: int) -> dict[str, Any]:
             {"label": spec.labels[index], "class_index": index, "probability": round(probability, 7)}
             for index, probability in best
         ],
-        "accepted": spec.accept is None or best[0][1] >= spec.accept.threshold,
+        "accepted": spec.accepts(best[0][1]),
     }
 
 

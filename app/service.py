@@ -17,7 +17,7 @@ from app.board import PERIOD_SECONDS, Board
 from app.body import BodyLimits, HeldBodies
 from app.cache import AnswerCache
 from app.classifier import Classifier
-from app.engine import Answer, Engine
+from app.engine import Answer, Engine, Source
 from app.errors import DeadlineExceededError
 from app.keys import ApiKeys
 from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics, merge
@@ -103,8 +103,8 @@ class Service:
     def _notes(self) -> list[tuple[float, bytes]]:
         return self.board.others() if self.board else []
 
-    async def classify(self, images: Sequence[bytes], receive: Receive, timeout_seconds: float) -> list[Outcome]:
-        """One outcome per encoded image, in order: an Answer or the exception that image ended with.
+    async def classify(self, images: Sequence[Source], receive: Receive, timeout_seconds: float) -> list[Outcome]:
+        """One outcome per image, in order: an Answer or the exception that image ended with.
 
         Raises: OverloadedError, DrainingError, DeadlineExceededError for all of them; ClientDisconnect.
         """
