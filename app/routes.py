@@ -57,6 +57,9 @@ ServiceDependency = Annotated[Service, Depends(_service)]
 TimeoutDependency = Annotated[float, Depends(_timeout_seconds)]
 TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most all the model has")]
 
+Explain = Annotated[bool, Query(description="say where in the image the evidence for the most probable class lies")]
+ClassIndex = Annotated[int | None, Query(ge=0, description="say it of this class, whether or not `explain` is given")]
+
 PROBLEMS = {
     400: "The body is empty, or not the multipart, JSON or base64 it claims to be.",
     401: "No valid API key (only where keys are configured).",
@@ -109,16 +112,26 @@ router = APIRouter(tags=["operate"])
     ),
 )
 async def predict(
-    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = 5
+    request: Request,
+    service: ServiceDependency,
+    timeout_seconds: TimeoutDependency,
+    top_k: TopK = 5,
+    explain: Explain = False,
+    class_index: ClassIndex = None,
 ) -> Response:
     """The most probable classes of one image, and whether the model stands by its answer (`accepted`)."""
+    explainer = service.explainer(class_index) if explain or class_index is not None else None
     image = await read_image(request, service.limits)
-    [outcome] = await service.classify([image], request.receive, timeout_seconds)
+    [outcome] = await service.classify([image], request.receive, timeout_seconds, explainer)
     if isinstance(outcome, BaseException):
         raise outcome
     trace = trace_of(request.scope)
     trace.stages = {"decode": outcome.decode_seconds, "queue": outcome.queue_seconds, "infer": outcome.infer_seconds}
-    return _json({"model": _model(service), **_result(service, outcome, top_k), "request_id": trace.request_id})
+    answer = {"model": _model(service), **_result(service, outcome, top_k), "request_id": trace.request_id}
+    if outcome.explanation is not None:
+        trace.stages["explain"] = outcome.explain_seconds
+        answer["explanation"] = outcome.explanation
+    return _json(answer)
 
 
 @predict_router.post(

@@ -16,7 +16,8 @@ from starlette.types import Receive
 from app.body import BodyLimits
 from app.classifier import Classifier
 from app.engine import Answer, Engine
-from app.errors import DeadlineExceededError
+from app.errors import BadParameterError, DeadlineExceededError
+from app.explain import Explainer
 from app.keys import ApiKeys
 from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics
 from app.settings import Settings
@@ -73,12 +74,22 @@ class Service:
         """The engine makes progress."""
         return self.engine.stalled_seconds() <= self.settings.stall_seconds
 
-    async def classify(self, images: Sequence[bytes], receive: Receive, timeout_seconds: float) -> list[Outcome]:
+    def explainer(self, class_index: int | None) -> Explainer:
+        """What answers an image with an explanation. Raises: BadParameterError when there is no such class."""
+        n_classes = len(self.classifier.spec.labels)
+        if class_index is not None and class_index >= n_classes:
+            raise BadParameterError(f"class_index: the model has {n_classes} classes, so give 0 to {n_classes - 1}")
+        return Explainer(self.classifier, class_index, self.settings.max_pixels)
+
+    async def classify(
+        self, images: Sequence[bytes], receive: Receive, timeout_seconds: float, explainer: Explainer | None = None
+    ) -> list[Outcome]:
         """One outcome per encoded image, in order: an Answer or the exception that image ended with.
 
         Raises: OverloadedError, DrainingError, DeadlineExceededError for all of them; ClientDisconnect.
         """
-        futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds)
+        passes = explainer.passes if explainer else 1
+        futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds, run=explainer, passes=passes)
         everything = asyncio.gather(*futures, return_exceptions=True)
         watch = asyncio.create_task(_cancel_when_gone(receive, everything))
         try:

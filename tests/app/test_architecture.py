@@ -22,6 +22,7 @@ LAYERS = (
     "settings",
     "metrics",
     "engine",
+    "explain",
     "schemas",
     "problem",
     "body",
