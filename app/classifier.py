@@ -78,11 +78,12 @@ class Classifier:
         """The model file can say where in the image the evidence for each class lies."""
         return MAPS in {node.name for node in self._session.get_outputs()}
 
-    def explain(self, batch: Pixels) -> tuple[Probabilities, Maps]:
-        """As a call, and from the same pass class activation maps, float32 `(batch, classes, h, w)`, where `has_maps`."""
+    def explain(self, batch: Pixels) -> tuple[Probabilities, Maps | None]:
+        """As a call, and from the same pass the class activation maps, float32 `(batch, classes, h, w)`, if it `has_maps`."""
+        if not self.has_maps:
+            return self(batch), None
         switch = {EXPLAIN: np.array(True)} if self._session.get_overridable_initializers() else {}
-        probabilities, maps = self._session.run([OUTPUT, MAPS], {INPUT: batch, **switch})
-        return cast(Probabilities, probabilities), cast(Maps, maps)
+        return cast(tuple[Probabilities, Maps], tuple(self._session.run([OUTPUT, MAPS], {INPUT: batch, **switch})))
 
     def _prove(self, golden: Golden, number: int) -> None:
         try:

@@ -147,11 +147,11 @@ class Engine:
         """Images that wait or run."""
         return len(self._queue) + sum(worker.busy_with for worker in self._workers)
 
-    def estimated_wait_seconds(self, images: int = 1, passes: int = 1) -> float:
-        """How long the last of `images` that came now, of `passes` each, would take to be answered."""
+    def estimated_wait_seconds(self, images: int = 1) -> float:
+        """How long the last of `images` that came now would take to be answered."""
         if self._seconds_per_image is None:
             return 0.0
-        rounds = (self.images_in_progress + self._extra_passes + (images - 1) * passes) / len(self._workers) + passes
+        rounds = (self.images_in_progress + self._extra_passes + images - 1) / len(self._workers) + 1
         return rounds * self._seconds_per_image
 
     def stalled_seconds(self) -> float:
@@ -166,7 +166,7 @@ class Engine:
             raise DrainingError(
                 "the service is shutting down: send the request again, to another instance", retry_after_seconds=1
             )
-        wait = self.estimated_wait_seconds(images, passes)
+        wait = self.estimated_wait_seconds(images * passes)
         if self.images_in_progress + images > self._max_queue_size:
             raise OverloadedError(f"{self.images_in_progress} images are already waiting", retry_after_seconds=wait)
         # A free thread takes it whatever the estimate says: else one slow moment would lock an idle service for good.

@@ -215,9 +215,8 @@ def _resize(image: Image.Image, spec: InputSpec) -> tuple[Image.Image, Box]:
     if spec.resize == "pad":
         return _pad(image, spec, resample)
     if spec.resize == "crop":
-        left, top, right, bottom = box = _centred_box(image, spec)
-        shares = (left / image.width, top / image.height, right / image.width, bottom / image.height)
-        return image.resize(size, resample, box=box), shares
+        box = _centred_box(image, spec)
+        return image.resize(size, resample, box=box), locate_frame(size, size, (0, 0), box, image.size)
     return image.resize(size, resample), WHOLE
 
 

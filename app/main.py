@@ -13,6 +13,7 @@ from starlette.responses import Response
 from app import __version__
 from app.access import AccessMiddleware, trace_of
 from app.errors import ConvServeError
+from app.pages import playground_router
 from app.problem import problem_response
 from app.routes import predict_router, router
 from app.service import Service
@@ -38,6 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.include_router(predict_router)
     app.include_router(router)
+    if settings.playground:
+        app.include_router(playground_router())
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)
     app.add_middleware(AccessMiddleware, service=service)

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(default=60, gt=0, description="a batch that runs longer turns /livez red")
     api_keys_file: Path | None = Field(default=None, description="file with one API key per line; none = no keys asked")
     cors_origins: tuple[str, ...] = Field(default=(), description='JSON list of browser origins let in, or ["*"]')
+    playground: bool = Field(default=True, description="the page at / for people with a browser")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

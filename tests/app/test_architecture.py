@@ -30,6 +30,7 @@ LAYERS = (
     "service",
     "access",
     "routes",
+    "pages",
     "logs",
     "main",
     "__main__",
