@@ -13,8 +13,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,12 @@ class Answer:
     queue_seconds: float
     infer_seconds: float
     batch_size: int
+    explain_seconds: float = 0.0
+    explanation: dict[str, Any] | None = None  # as it goes over the wire
+
+
+# Answers encoded bytes by itself; what it is given beside them raises when nobody wants the answer any more.
+Run = Callable[[bytes, Callable[[], None]], Answer]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +57,8 @@ class _Job:
     deadline: float  # on time.monotonic's clock
     queued_at: float
     future: asyncio.Future[Answer]
+    run: Run | None = None  # instead of decoding and classifying in a batch
+    passes: int = 1  # through the network
     started_at: float = 0.0
     decode_seconds: float = 0.0
 
@@ -86,6 +95,7 @@ class Engine:
         self._queue: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self._extra_passes = 0  # of jobs that wait or run, beyond one for each
         self._seconds_per_image: float | None = None  # of one thread, moving average
         self._workers = [self._make_worker(number) for number in range(threads)]
         self._loop: asyncio.AbstractEventLoop
@@ -108,19 +118,23 @@ class Engine:
             if worker.thread.ident is not None:
                 await asyncio.to_thread(worker.thread.join)
 
-    def submit(self, images: Sequence[Source], *, deadline: float) -> list[asyncio.Future[Answer]]:
+    def submit(
+        self, images: Sequence[Source], *, deadline: float, run: Run | None = None, passes: int = 1
+    ) -> list[asyncio.Future[Answer]]:
         """Queues images, all or none; `deadline` is on `time.monotonic`'s clock.
 
         The futures end with an Answer, or with the error of decoding, DeadlineExceededError, or a bug's own exception.
-        Cancelling one drops its image unless it is already running.
+        Cancelling one drops its image unless it is already running. `run` answers each image alone, in the time of `passes`
+        images.
 
         Raises: OverloadedError, DrainingError.
         """
         now = time.monotonic()
-        jobs = [_Job(data, deadline, now, self._loop.create_future()) for data in images]
+        jobs = [_Job(data, deadline, now, self._loop.create_future(), run, passes) for data in images]
         with self._wake:
-            self._admit(len(jobs), deadline - now)
+            self._admit(len(jobs), deadline - now, passes)
             self._queue.extend(jobs)
+            self._extra_passes += len(jobs) * (passes - 1)
             self._wake.notify(len(jobs))
         return [job.future for job in jobs]
 
@@ -148,7 +162,7 @@ class Engine:
         """How long the last of `images` that came now would take to be answered."""
         if self._seconds_per_image is None:
             return 0.0
-        rounds = (self.images_in_progress + images - 1) / len(self._workers) + 1
+        rounds = (self.images_in_progress + self._extra_passes + images - 1) / len(self._workers) + 1
         return rounds * self._seconds_per_image
 
     def stalled_seconds(self) -> float:
@@ -158,12 +172,12 @@ class Engine:
             return math.inf
         return max((now - worker.busy_since for worker in self._workers if worker.busy_since is not None), default=0.0)
 
-    def _admit(self, images: int, seconds_left: float) -> None:
+    def _admit(self, images: int, seconds_left: float, passes: int) -> None:
         if self._closed:
             raise DrainingError(
                 "the service is shutting down: send the request again, to another instance", retry_after_seconds=1
             )
-        wait = self.estimated_wait_seconds(images)
+        wait = self.estimated_wait_seconds(images * passes)
         if self.images_in_progress + images > self._max_queue_size:
             raise OverloadedError(f"{self.images_in_progress} images are already waiting", retry_after_seconds=wait)
         # A free thread takes it whatever the estimate says: else one slow moment would lock an idle service for good.
@@ -183,6 +197,7 @@ class Engine:
             outcomes = self._run(jobs)
             with self._wake:
                 worker.busy_since, worker.busy_with = None, 0
+                self._extra_passes -= sum(job.passes - 1 for job in jobs)
             self._loop.call_soon_threadsafe(self._settle, outcomes)  # last: who is answered is no longer in progress
 
     def _take(self, worker: _Worker) -> list[_Job]:
@@ -193,7 +208,9 @@ class Engine:
                     return []
                 self._wake.wait(seconds)
             share = len(self._queue) if self._max_wait_seconds else -(-len(self._queue) // len(self._workers))
-            jobs = [self._queue.popleft() for _ in range(min(share, self._max_batch_size))]
+            jobs = [self._queue.popleft()]
+            while len(jobs) < min(share, self._max_batch_size) and not (jobs[0].run or self._queue[0].run):
+                jobs.append(self._queue.popleft())
             worker.busy_since, worker.busy_with = time.monotonic(), len(jobs)
             return jobs
 
@@ -211,13 +228,15 @@ class Engine:
         outcomes: list[tuple[_Job, Answer | Exception]] = []
         try:
             wanted = [job for job in jobs if self._is_wanted(job, begun, outcomes)]
+            if wanted and wanted[0].run:
+                outcomes.append((wanted.pop(), self._run_alone(jobs[0], jobs[0].run)))
             fitted = [(job, pixels) for job in wanted if (pixels := self._decode(job, outcomes)) is not None]
             self._classify(fitted, outcomes)
         except Exception as error:
             log.exception("a batch failed outside decoding and inference")
             settled = {id(job) for job, _ in outcomes}
             outcomes += [(job, error) for job in jobs if id(job) not in settled]
-        self._learn(time.monotonic() - begun, sum(isinstance(outcome, Answer) for _, outcome in outcomes))
+        self._learn(time.monotonic() - begun, sum(job.passes for job, outcome in outcomes if isinstance(outcome, Answer)))
         return outcomes
 
     def _is_wanted(self, job: _Job, now: float, outcomes: list[tuple[_Job, Answer | Exception]]) -> bool:
@@ -228,6 +247,19 @@ class Engine:
             self._outcomes["abandoned"].inc()
             return False
         return True
+
+    def _run_alone(self, job: _Job, run: Run) -> Answer | Exception:
+        assert isinstance(job.data, bytes)
+        begun = time.monotonic()
+
+        def check() -> None:
+            if time.monotonic() >= job.deadline or job.future.cancelled():
+                raise DeadlineExceededError("the deadline passed while the image was explained")
+
+        try:
+            return replace(run(job.data, check), queue_seconds=begun - job.queued_at)
+        except Exception as error:
+            return error
 
     def _decode(self, job: _Job, outcomes: list[tuple[_Job, Answer | Exception]]) -> Pixels | None:
         job.started_at = time.monotonic()

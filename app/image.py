@@ -28,7 +28,7 @@ from PIL import (
 )
 
 from app.errors import ConvServeError, TooLargeError, UndecodableImageError, UnsupportedImageError
-from app.ink import frame_ink, light_on_dark
+from app.ink import WHOLE, Box, frame_ink, light_on_dark, locate_frame
 from app.spec import InputSpec
 
 Pixels = NDArray[np.uint8]
@@ -139,11 +139,17 @@ def fit(image: Image.Image, spec: InputSpec) -> Pixels:
 
     Returns uint8 `(height, width, channels)`.
     """
+    return fit_and_locate(image, spec)[0]
+
+
+def fit_and_locate(image: Image.Image, spec: InputSpec) -> tuple[Pixels, Box]:
+    """As `fit`, with where in the image the model looks, in shares of its sides; where it is padded, beyond 0 and 1."""
+    box = WHOLE
     if spec.polarity == "light_on_dark":
         image = light_on_dark(image)
     if image.size != (spec.width, spec.height):
-        image = _resize(image, spec)
-    return np.asarray(image).reshape(spec.shape)
+        image, box = _resize(image, spec)
+    return np.asarray(image).reshape(spec.shape), box
 
 
 def _decode_plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
@@ -231,7 +237,7 @@ def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
     return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
 
 
-def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
+def _resize(image: Image.Image, spec: InputSpec) -> tuple[Image.Image, Box]:
     size = (spec.width, spec.height)
     resample = Image.Resampling[spec.filter.upper()]
     if spec.resize == "ink":
@@ -239,16 +245,18 @@ def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
     if spec.resize == "pad":
         return _pad(image, spec, resample)
     if spec.resize == "crop":
-        return image.resize(size, resample, box=_centred_box(image, spec))
-    return image.resize(size, resample)
+        box = _centred_box(image, spec)
+        return image.resize(size, resample, box=box), locate_frame(size, size, (0, 0), box, image.size)
+    return image.resize(size, resample), WHOLE
 
 
-def _pad(image: Image.Image, spec: InputSpec, resample: Image.Resampling) -> Image.Image:
+def _pad(image: Image.Image, spec: InputSpec, resample: Image.Resampling) -> tuple[Image.Image, Box]:
     scale = min(spec.width / image.width, spec.height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     padded = Image.new(image.mode, (spec.width, spec.height), _background(spec))
-    padded.paste(image.resize(size, resample), (round((spec.width - size[0]) / 2), round((spec.height - size[1]) / 2)))
-    return padded
+    corner = (round((spec.width - size[0]) / 2), round((spec.height - size[1]) / 2))
+    padded.paste(image.resize(size, resample), corner)
+    return padded, locate_frame(padded.size, size, corner, (0, 0, *image.size), image.size)
 
 
 def _background(spec: InputSpec) -> int | tuple[int, int, int]:
@@ -257,7 +265,7 @@ def _background(spec: InputSpec) -> int | tuple[int, int, int]:
     return spec.background if spec.channels == 3 else (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
-def _centred_box(image: Image.Image, spec: InputSpec) -> tuple[float, float, float, float]:
+def _centred_box(image: Image.Image, spec: InputSpec) -> Box:
     """The largest centred box of the target's shape, times `crop_fraction`, in source pixels."""
     scale = min(image.width / spec.width, image.height / spec.height) * spec.crop_fraction
     width, height = spec.width * scale, spec.height * scale

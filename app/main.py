@@ -16,6 +16,7 @@ from app.access import AccessMiddleware, refuse
 from app.board import Board
 from app.errors import ConvServeError
 from app.open_inference import router as open_inference_router
+from app.pages import playground_router
 from app.routes import predict_router, router
 from app.service import Service
 from app.settings import Settings
@@ -51,6 +52,8 @@ def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
     app.include_router(predict_router)
     app.include_router(open_inference_router)
     app.include_router(router)
+    if settings.playground:
+        app.include_router(playground_router())
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)
     app.add_middleware(PredictShortcut, service=service)

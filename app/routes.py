@@ -58,6 +58,9 @@ ServiceDependency = Annotated[Service, Depends(_service)]
 TimeoutDependency = Annotated[float, Depends(_timeout_seconds)]
 TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most all the model has")]
 
+Explain = Annotated[bool, Query(description="say where in the image the evidence for the most probable class lies")]
+ClassIndex = Annotated[int | None, Query(ge=0, description="say it of this class, whether or not `explain` is given")]
+
 PROBLEMS = {
     400: "The body is empty, or not the multipart, JSON or base64 it claims to be.",
     401: "No valid API key (only where keys are configured).",
@@ -110,11 +113,17 @@ router = APIRouter(tags=["operate"])
     ),
 )
 async def predict(
-    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = DEFAULT_TOP_K
+    request: Request,
+    service: ServiceDependency,
+    timeout_seconds: TimeoutDependency,
+    top_k: TopK = DEFAULT_TOP_K,
+    explain: Explain = False,
+    class_index: ClassIndex = None,
 ) -> Response:
     """The most probable classes of one image, and whether the model stands by its answer (`accepted`)."""
+    explainer = service.explainer(class_index) if explain or class_index is not None else None
     image = await read_image(request, service.limits)
-    [outcome] = await service.classify([image], request.receive, timeout_seconds)
+    [outcome] = await service.classify([image], request.receive, timeout_seconds, explainer)
     if isinstance(outcome, BaseException):
         raise outcome
     return Response(predict_answer(service, outcome, top_k, trace_of(request.scope)), media_type="application/json")
@@ -186,7 +195,11 @@ async def metrics(service: ServiceDependency) -> Response:
 def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace) -> bytes:
     """The JSON of one image's answer; the times it took go to the trace."""
     trace.stages = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "infer": answer.infer_seconds}
-    return orjson.dumps({"model": _model(service), **_result(service, answer, k), "request_id": trace.request_id})
+    content = {"model": _model(service), **_result(service, answer, k), "request_id": trace.request_id}
+    if answer.explanation is not None:
+        trace.stages["explain"] = answer.explain_seconds
+        content["explanation"] = answer.explanation
+    return orjson.dumps(content)
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:

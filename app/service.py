@@ -18,7 +18,8 @@ from app.body import BodyLimits, HeldBodies
 from app.cache import AnswerCache
 from app.classifier import Classifier
 from app.engine import Answer, Engine, Source
-from app.errors import DeadlineExceededError
+from app.errors import BadParameterError, DeadlineExceededError
+from app.explain import Explainer
 from app.keys import ApiKeys
 from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics, merge
 from app.settings import Settings
@@ -103,20 +104,29 @@ class Service:
     def _notes(self) -> list[tuple[float, bytes]]:
         return self.board.others() if self.board else []
 
-    async def classify(self, images: Sequence[Source], receive: Receive, timeout_seconds: float) -> list[Outcome]:
+    def explainer(self, class_index: int | None) -> Explainer:
+        """What answers an image with an explanation. Raises: BadParameterError when there is no such class."""
+        n_classes = len(self.classifier.spec.labels)
+        if class_index is not None and class_index >= n_classes:
+            raise BadParameterError(f"class_index: the model has {n_classes} classes, so give 0 to {n_classes - 1}")
+        return Explainer(self.classifier, class_index, self.settings.max_pixels)
+
+    async def classify(
+        self, images: Sequence[Source], receive: Receive, timeout_seconds: float, explainer: Explainer | None = None
+    ) -> list[Outcome]:
         """One outcome per image, in order: an Answer or the exception that image ended with.
 
         Raises: OverloadedError, DrainingError, DeadlineExceededError for all of them; ClientDisconnect.
         """
-        if self.cache is None:
-            outcomes = await self._run(images, receive, timeout_seconds)
+        if self.cache is None or explainer:
+            outcomes = await self._run(images, receive, timeout_seconds, explainer)
         else:
             outcomes = await self._recall_or_run(self.cache, images, receive, timeout_seconds)
         self._observe(outcomes)
         return outcomes
 
     async def _recall_or_run(
-        self, cache: AnswerCache, images: Sequence[bytes], receive: Receive, timeout_seconds: float
+        self, cache: AnswerCache, images: Sequence[Source], receive: Receive, timeout_seconds: float
     ) -> list[Outcome]:
         found = [cache.find(image) for image in images]
         unknown = [image for image, (_, row) in zip(images, found, strict=True) if row is None]
@@ -127,8 +137,11 @@ class Service:
                 cache.keep(key, outcome.probabilities)
         return outcomes
 
-    async def _run(self, images: Sequence[bytes], receive: Receive, timeout_seconds: float) -> list[Outcome]:
-        futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds)
+    async def _run(
+        self, images: Sequence[Source], receive: Receive, timeout_seconds: float, explainer: Explainer | None = None
+    ) -> list[Outcome]:
+        passes = explainer.passes if explainer else 1
+        futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds, run=explainer, passes=passes)
         watch = _Watch(futures, receive, timeout_seconds)
         try:
             outcomes: list[Outcome] = [await _end(future) for future in futures]

@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=0, ge=0, description="bytes of answers kept for images that come again; 0 = none")
     api_keys_file: Path | None = Field(default=None, description="file with one API key per line; none = no keys asked")
     cors_origins: tuple[str, ...] = Field(default=(), description='JSON list of browser origins let in, or ["*"]')
+    playground: bool = Field(default=True, description="the page at / for people with a browser")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 
