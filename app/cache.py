@@ -7,6 +7,7 @@ import hashlib
 from collections import OrderedDict
 
 from app.classifier import Probabilities
+from app.image import Pixels
 from app.metrics import Metrics
 
 ENTRY_BYTES = 300  # key, array object and places in the dictionary, beside the numbers: 252 on CPython 3.11
@@ -22,9 +23,12 @@ class AnswerCache:
         self._hits, self._misses = (metrics.cache_lookups.labels(result) for result in ("hit", "miss"))
         metrics.cache_bytes.set_function(lambda: self._bytes)
 
-    def find(self, image: bytes) -> tuple[bytes, Probabilities | None]:
-        """The key of an encoded image, and the probabilities kept under it."""
-        key = hashlib.sha256(image).digest()
+    def find(self, image: bytes | Pixels) -> tuple[bytes, Probabilities | None]:
+        """The key of an image, and the probabilities kept under it.
+
+        Pixels have keys of their own: else they could be made to answer for an encoded image of the same bytes.
+        """
+        key = hashlib.sha256(image).digest() + (b"" if isinstance(image, bytes) else b"pixels")
         row = self._rows.get(key)
         if row is None:
             self._misses.inc()

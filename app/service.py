@@ -116,7 +116,7 @@ class Service:
         return outcomes
 
     async def _recall_or_run(
-        self, cache: AnswerCache, images: Sequence[bytes], receive: Receive, timeout_seconds: float
+        self, cache: AnswerCache, images: Sequence[Source], receive: Receive, timeout_seconds: float
     ) -> list[Outcome]:
         found = [cache.find(image) for image in images]
         unknown = [image for image, (_, row) in zip(images, found, strict=True) if row is None]
@@ -127,7 +127,7 @@ class Service:
                 cache.keep(key, outcome.probabilities)
         return outcomes
 
-    async def _run(self, images: Sequence[bytes], receive: Receive, timeout_seconds: float) -> list[Outcome]:
+    async def _run(self, images: Sequence[Source], receive: Receive, timeout_seconds: float) -> list[Outcome]:
         futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds)
         watch = _Watch(futures, receive, timeout_seconds)
         try:
