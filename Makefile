@@ -68,7 +68,7 @@ $(DEV): requirements/dev.txt
 
 # Their pins clash with ours (ml-dtypes, protobuf), so they only ever talk to the service over HTTP.
 $(CLIENTS): requirements/clients.txt
-	$(call install,.venv-clients,--clear,,other people's clients (about 600 MB))
+	$(call install,.venv-clients,--clear,,other people's clients (about 560 MB))
 
 # $(call install,FOLDER,VENV OPTIONS,PIP OPTIONS,WHAT). The stamp is written last: an interrupted install starts over.
 define install

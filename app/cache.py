@@ -24,9 +24,11 @@ class AnswerCache:
         metrics.cache_bytes.set_function(lambda: self._bytes)
 
     def find(self, image: bytes | Pixels) -> tuple[bytes, Probabilities | None]:
-        """The key of an encoded image or of pixels, and the probabilities kept under it."""
-        # No file begins with this word, so that nobody can send pixels that are taken for somebody's file.
-        key = hashlib.sha256(image if isinstance(image, bytes) else b"pixels" + image.tobytes()).digest()
+        """The key of an image, and the probabilities kept under it.
+
+        Pixels have keys of their own: else they could be made to answer for an encoded image of the same bytes.
+        """
+        key = hashlib.sha256(image).digest() + (b"" if isinstance(image, bytes) else b"pixels")
         row = self._rows.get(key)
         if row is None:
             self._misses.inc()

@@ -137,7 +137,7 @@ class AsyncClient:
                 error, wait = _judge(response)
             except httpx.TransportError as broken:
                 is_final = isinstance(broken, httpx.ReadTimeout | httpx.WriteTimeout | httpx.UnsupportedProtocol)
-                error, wait = RequestError(f"no answer: {broken or type(broken).__name__}"), None if is_final else 0.0
+                error, wait = RequestError(f"no answer: {str(broken) or type(broken).__name__}"), None if is_final else 0.0
             pause = max(wait or 0.0, FIRST_PAUSE_SECONDS * 2**attempt) * random.uniform(1, 1.5)
             if wait is None or attempt + 1 == self._max_attempts or time.monotonic() + pause >= deadline:
                 break

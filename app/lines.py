@@ -33,7 +33,7 @@ class Form:
 
     def line(self, path: str, outcome: Outcome) -> bytes:
         """One line, whatever the path, the labels and the error hold."""
-        head = {"path": one_line(path), "model": one_line(self.model)}
+        head: dict[str, object] = {"path": one_line(path), "model": one_line(self.model)}
         if isinstance(outcome, RequestError):
             error = one_line(str(outcome))
             return _csv([*head.values(), "", error]) if self.is_csv else _json(head | {"error": error})

@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from functools import cache, partial
 from hashlib import blake2b
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
@@ -158,7 +159,12 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(STOPPED)), daemon=True).start()
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(STOPPED)
 
 
 def _read(path: str) -> bytes:

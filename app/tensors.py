@@ -134,7 +134,7 @@ def images_of(tensor: ImagesTensor, binary: memoryview, spec: InputSpec, *, max_
 def outputs_of(asked: InferRequest, rows: Probabilities, labels: Sequence[str]) -> list[tuple[dict[str, Any], bytes]]:
     """Each output asked for (by default all): its JSON object, and its bytes, which are empty in the JSON form."""
     binary = asked.parameters is not None and asked.parameters.binary_data_output
-    wanted = asked.outputs or [RequestedOutput(name=OUTPUT)]
+    wanted = asked.outputs or [RequestedOutput(name="probabilities")]
     return [_output(one.parameters or Parameters(), rows, labels, binary=binary) for one in wanted]
 
 

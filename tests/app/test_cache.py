@@ -36,6 +36,14 @@ def test_what_was_kept_is_found_by_its_content() -> None:
     assert (lookups(metrics, "hit"), lookups(metrics, "miss")) == (1, 1)
 
 
+def test_pixels_never_answer_for_an_encoded_image_of_the_same_bytes() -> None:
+    cache = AnswerCache(10 * ENTRY, Metrics())
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    cache.keep(cache.find(pixels)[0], ROW)
+    assert cache.find(pixels.copy())[1] is not None
+    assert cache.find(pixels.tobytes())[1] is None
+
+
 def test_the_one_not_asked_for_longest_goes_first_and_the_bytes_stay_in_bounds() -> None:
     metrics = Metrics()
     cache = AnswerCache(3 * ENTRY + 1, metrics)

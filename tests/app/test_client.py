@@ -135,7 +135,8 @@ def test_an_image_larger_than_the_service_takes_is_that_images_error(ours: Clien
 
 
 def test_many_images_come_in_order_and_only_those_under_way_are_taken(ours: Client) -> None:
-    taken, counts = [], []
+    taken: list[int] = []
+    counts: list[int] = []
 
     def images() -> Iterator[bytes]:
         for red in range(200):

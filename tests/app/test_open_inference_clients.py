@@ -22,7 +22,7 @@ def understood(script: str, address: str, tmp_path: Path) -> Any:
     """What the script prints."""
     image = tmp_path / "image.png"
     image.write_bytes(png(COLOUR))
-    command = [PYTHON, ROOT / "tests" / "clients" / script, address, image]
+    command = [str(PYTHON), str(ROOT / "tests" / "clients" / script), address, str(image)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])

@@ -48,7 +48,7 @@ def test_every_reference_leads_somewhere(openapi: dict[str, Any]) -> None:
 @pytest.mark.skipif(not SCHEMATHESIS.exists(), reason="its pins clash with ours: make test-clients runs it")
 def test_schemathesis_finds_nothing(service: ServiceProcess) -> None:
     command = [
-        SCHEMATHESIS,
+        str(SCHEMATHESIS),
         "--config-file=tests/schemathesis.toml",
         "run",
         f"{service.url}/openapi.json",

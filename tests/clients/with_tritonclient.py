@@ -18,7 +18,7 @@ with triton.InferenceServerClient(address) as client:
     in_json.set_data_from_numpy(np.full((2, 8, 8, 3), (60, 200, 30), np.uint8), binary_data=False)
     output = triton.InferRequestedOutput("probabilities", binary_data=False)
     classes = triton.InferRequestedOutput("probabilities", class_count=2)
-    asynchronous = client.async_infer("colours", [encoded])
+    asynchronous = client.async_infer("colours", [encoded]).get_result()
     broken = triton.InferInput("images", [1], "BYTES")
     broken.set_data_from_numpy(np.array([b"text"], np.object_))
     errors = []
@@ -39,7 +39,7 @@ with triton.InferenceServerClient(address) as client:
                     client.infer("colours", [encoded], model_version="1").as_numpy("probabilities").tolist(),
                     client.infer("colours", [pixels]).as_numpy("probabilities").tolist(),
                     client.infer("colours", [in_json], outputs=[output]).as_numpy("probabilities").tolist(),
-                    asynchronous.get_result().as_numpy("probabilities").tolist(),
+                    asynchronous.as_numpy("probabilities").tolist(),
                 ],
                 "classes": [
                     text.decode()
