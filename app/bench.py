@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from app.classifier import Classifier
@@ -28,7 +27,6 @@ from app.image import sniff
 from app.service import Service
 from app.settings import PREFIX, Settings
 
-WARM_UP_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
 SEARCH_STEPS = 6  # the rate is found to within 3 % of the fastest
 BUSY_CORES = 0.7  # of this client: beyond it it may be what limits
@@ -81,7 +79,6 @@ class HttpTarget:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError(f"{url} is not an address: give one like http://127.0.0.1:8000")
-        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._address = parts.hostname, parts.port or (443 if self._tls else 80)
         self._path = parts.path.rstrip("/")
@@ -113,14 +110,6 @@ class HttpTarget:
                     self._idle.append((reader, writer))
                 else:
                     writer.close()
-
-    async def health(self) -> dict[str, Any]:
-        """What /health says. Raises: SettingsError when nobody of ours answers."""
-        try:
-            return dict(json.loads((await self.ask("GET", "/health"))[2]))
-        except (OSError, EOFError, ValueError) as error:
-            reason = str(error) or type(error).__name__
-            raise SettingsError(f"{self.url}/health does not answer as ConvServe does: is it running? ({reason})") from error
 
 
 async def closed_loop(send: Send, images: Sequence[bytes], clients: int, seconds: float) -> Run:
@@ -182,8 +171,11 @@ async def _run(options: argparse.Namespace, settings: Settings) -> None:
     images = _read_images(options.images or settings.model)
     if not options.in_process:
         target = HttpTarget(options.url, options.key)
-        health = await target.health()
-        print(f"{health['model']['name']} {health['model']['version']} at {target.url}, {health['threads']} threads")
+        try:
+            health = json.loads((await target.ask("GET", "/health"))[2])
+        except (OSError, EOFError, ValueError) as error:
+            raise SettingsError(f"{options.url}/health does not answer as ConvServe does: is it running? ({error})") from error
+        print(f"{health['model']['name']} {health['model']['version']} at {options.url}, {health['threads']} threads")
         return await _measure(target, images, health["threads"], options)
     service = Service.create(settings)
     await service.engine.start()
@@ -203,7 +195,7 @@ async def _run(options: argparse.Namespace, settings: Settings) -> None:
 
 async def _measure(send: Send, images: Sequence[bytes], threads: int, options: argparse.Namespace) -> None:
     print(f"{len(images)} images, {sum(map(len, images)) / len(images) / 1000:,.1f} kB on average\n")
-    await closed_loop(send, images, options.clients, WARM_UP_SECONDS)
+    await closed_loop(send, images, options.clients, 1)  # warm-up
     print(f"{'clients':>10} {'images/s':>10} {'p50 ms':>9} {'p99 ms':>9}")
     runs = {clients: await closed_loop(send, images, clients, options.seconds) for clients in (1, options.clients)}
     print("\n".join(run.line(str(clients)) for clients, run in runs.items()))

@@ -27,14 +27,11 @@ class Server:
         name, _, value = self._mark.partition("=")
         inherited = {key: one for key, one in os.environ.items() if not key.startswith(("CONVSERVE_", "OPENBLAS_"))}
         self._started = time.perf_counter()
-        self._process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**inherited, **variables, name: value},
-            stdout=log.open("ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        environment = {**inherited, **variables, name: value}
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def wait_for_answer(self, headers: Mapping[str, str], body: bytes) -> float:
         """Seconds from the start to the first 200 of a real request. Raises: TimeoutError, ChildProcessError."""
@@ -89,6 +86,7 @@ class Server:
             while self._pids() and time.perf_counter() < end:
                 self._process.poll()
                 time.sleep(0.05)
+        self._process.wait(5)
 
     def _pids(self) -> list[int]:
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]

@@ -10,7 +10,7 @@ from app.bench import Run, closed_loop, find_rate, open_loop
 from tests.models import png, write_colour_model
 from tests.service import run_app, serve
 
-QUICK = ("--seconds", "0.2", "--clients", "4", "--p99-ms", "5000")
+QUICK = ("--seconds", "0.1", "--clients", "4", "--p99-ms", "5000")
 
 
 class Shop:
@@ -79,14 +79,12 @@ def test_a_folder_without_images_is_told_in_one_sentence(tmp_path: Path) -> None
     assert ended.stderr.startswith(f"convserve: {tmp_path} holds no image")
 
 
-def test_images_that_are_refused_are_told_by_their_status(tmp_path: Path, pictures: Path) -> None:
+def test_images_that_are_all_refused_are_told_by_their_status(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "keys").write_text("secret\n")
     with serve(model=write_colour_model(tmp_path / "model.onnx"), api_keys_file=tmp_path / "keys") as process:
-        command = ("bench", process.url, "--images", str(pictures), *QUICK)
-        ended = run_app(*command)
+        ended = run_app("bench", process.url, "--images", str(pictures), *QUICK)
         assert " × 401" in ended.stdout
         assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
-        assert rate_in(run_app(*command, "--key", "secret").stdout) > 0
 
 
 def test_a_closed_loop_finds_the_speed_of_the_shop() -> None:
@@ -109,7 +107,7 @@ def test_an_open_loop_counts_from_when_the_image_was_due() -> None:
 
 def test_the_rate_found_keeps_the_target_and_is_near_what_the_shop_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     async def find() -> float:
-        return await find_rate(Shop(), [b""], 190, 100, 0.5)
+        return await find_rate(Shop(), [b""], 190, 100, 0.3)
 
     assert 80 < asyncio.run(find()) < 210
     assert len(capsys.readouterr().out.splitlines()) == 6

@@ -18,7 +18,7 @@ class Base:
 class Batching(Base):
     """See the module."""
 
-    @bentoml.api(batchable=True, max_batch_size=BATCH, max_latency_ms=60_000)
+    @bentoml.api(batchable=True, max_batch_size=max(2, BATCH), max_latency_ms=60_000)
     def predict(self, images: list[Path]) -> list[dict]:
         return self.answer(images)
 
