@@ -28,7 +28,7 @@ class AnswerCache:
 
         Pixels have keys of their own: else they could be made to answer for an encoded image of the same bytes.
         """
-        key = hashlib.sha256(image).digest() + (b"" if isinstance(image, bytes) else b"pixels")
+        key = hashlib.sha256(image).digest() if isinstance(image, bytes) else hashlib.sha256(image.data).digest() + b"pixels"
         row = self._rows.get(key)
         if row is None:
             self._misses.inc()

@@ -231,8 +231,8 @@ class Engine:
         outcomes: list[tuple[_Job, Answer | Exception]] = []
         try:
             wanted = [job for job in jobs if self._is_wanted(job, begun, outcomes)]
-            if wanted and wanted[0].run:
-                outcomes.append((wanted.pop(), self._run_alone(jobs[0], jobs[0].run)))
+            if wanted and (run := wanted[0].run):
+                outcomes.append((job := wanted.pop(), self._run_alone(job, run)))
             fitted = [(job, pixels) for job in wanted if (pixels := self._decode(job, outcomes)) is not None]
             self._classify(fitted, outcomes)
         except Exception as error:

@@ -48,7 +48,7 @@ def add_maps(model: onnx.ModelProto) -> None:
 
 def without_maps(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without the output and all that is for it alone."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     for parts in (copy.graph.input, copy.graph.initializer, copy.graph.output, copy.graph.node):
         kept = [one for one in parts if {EXPLAIN, MAPS}.isdisjoint([one.name, *getattr(one, "output", ())])]
         del parts[:]

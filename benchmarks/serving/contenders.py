@@ -38,7 +38,12 @@ class Contender:
 
 def _set(workers: int, threads: int, batch: int = 1, wait_ms: float = 0, **more: str | int) -> Variables:
     """The variables that peers/common.py reads, and a peer's own."""
-    numbers = {"BENCH_WORKERS": workers, "BENCH_THREADS": threads, "BENCH_BATCH": batch, "BENCH_WAIT_MS": str(wait_ms)}
+    numbers: dict[str, str | int] = {
+        "BENCH_WORKERS": workers,
+        "BENCH_THREADS": threads,
+        "BENCH_BATCH": batch,
+        "BENCH_WAIT_MS": str(wait_ms),
+    }
     return numbers | {f"BENCH_{name.upper()}": value for name, value in more.items()}
 
 

@@ -59,7 +59,7 @@ def _by_setting(visits: Sequence[Visit], cell: str) -> dict[tuple[str, str], lis
 
 
 def _rate(visits: Sequence[Visit], cell: str) -> float:
-    return median(visit["cells"][cell]["rate"] for visit in visits)
+    return float(median(visit["cells"][cell]["rate"] for visit in visits))
 
 
 def _columns(loads: Sequence[dict[str, float]]) -> str:
@@ -82,9 +82,9 @@ def _ratios(visits: Sequence[Visit], mine: Sequence[Visit], cell: str, base: str
 
     bases = {visit["round"]: against_ours(visit) for visit in visits if visit["contender"] == base and cell in visit["cells"]}
     ratios = [
-        theirs / bases[visit["round"]]
+        theirs / ours_beside
         for visit in mine
-        if visit["contender"] != base and bases.get(visit["round"]) and (theirs := against_ours(visit))
+        if visit["contender"] != base and (ours_beside := bases.get(visit["round"])) and (theirs := against_ours(visit))
     ]
     return spread(ratios, 2) if ratios else ""
 
