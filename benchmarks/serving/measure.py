@@ -6,9 +6,11 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,10 @@ class Server:
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], folder: Path, url: str, log: Path) -> None:
         self._mark, self.url = f"BENCH_MARK={secrets.token_hex(8)}", url
         name, _, value = self._mark.partition("=")
+        parts = urllib.parse.urlsplit(url)
+        with socket.socket() as probe:
+            if probe.connect_ex((parts.hostname, parts.port)) == 0:  # it would be measured instead
+                raise OSError(f"something else listens on port {parts.port}: end it first")
         inherited = {key: one for key, one in os.environ.items() if not key.startswith(("CONVSERVE_", "OPENBLAS_"))}
         self._started = time.perf_counter()
         environment = {**inherited, **variables, name: value}
