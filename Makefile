@@ -84,7 +84,7 @@ $(DEV): requirements/dev.txt
 	$(call install,.venv-dev,,,PyTorch and the developer tools (up to 6 GB; takes minutes))
 
 $(OPS): requirements/operations.txt
-	$(call install,.venv-ops,--clear,,what checks the container and the manifests (about 700 MB))
+	$(call install,.venv-ops,--clear,,what checks the container and the manifests (about 570 MB))
 
 # $(call install,FOLDER,VENV OPTIONS,PIP OPTIONS,WHAT). The stamp is written last: an interrupted install starts over.
 define install

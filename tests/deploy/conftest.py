@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,15 +14,17 @@ IMAGE = "localhost/convserve:test"
 
 @pytest.fixture(scope="session")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
-    """podman, where it can run."""
+    """podman, where it can run. PODMAN_STORAGE names a folder that keeps images from one run of the tests to the next."""
     if os.getuid() != 0:
         pytest.skip("debootstrap, which makes the base image, needs root")
-    podman = Podman(tmp_path_factory.mktemp("podman"))
+    kept = os.environ.get("PODMAN_STORAGE")
+    podman = Podman(Path(kept) if kept else tmp_path_factory.mktemp("podman"))
     if (said := podman("info", check=False)).returncode:
         pytest.skip(f"podman cannot run here: {said.stderr[-300:]}")
     yield podman
     podman("rm", "--all", "--force", "--time", "0", check=False)
-    podman("rmi", "--all", "--force", check=False)
+    if not kept:
+        podman("rmi", "--all", "--force", check=False)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
@@ -16,9 +17,16 @@ from tests.deploy.tools import tool
 from tests.service import PATIENCE_SECONDS, ROOT
 
 DEBIAN = "bookworm"
-# What a machine needs whose root is itself a container: no further namespaces while building, its network, its limits.
+BASE = "localhost/debian:bookworm-slim"
+# What a machine needs that is itself a guest, without systemd and unable to raise limits: no namespaces while building.
 BUILD_FLAGS = ["--isolation", "chroot", "--network", "host"]
-RUN_FLAGS = ["--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]
+CONFIGURATION = """[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+"""
 
 
 @dataclass(frozen=True)
@@ -27,26 +35,41 @@ class Podman:
 
     folder: Path
 
+    def __post_init__(self) -> None:
+        (self.folder / "containers.conf").write_text(CONFIGURATION)
+
     @property
     def command(self) -> list[str]:
-        return [
-            tool("podman"),
-            f"--root={self.folder}/storage",
-            f"--runroot={self.folder}/run",
-            "--cgroup-manager=cgroupfs",
-            "--events-backend=file",
-            f"--runtime={tool('runc')}",
-        ]
+        """The start of a command line."""
+        tool("runc")
+        return [tool("podman"), f"--root={self.folder}/storage", f"--runroot={self.folder}/run"]
 
-    def __call__(self, *arguments: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that podman runs in."""
+        return os.environ | {"CONTAINERS_CONF": f"{self.folder}/containers.conf"}
+
+    def __call__(
+        self, *arguments: str | Path, check: bool = True, stdin: IO[bytes] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Runs podman to its end."""
-        command = [*self.command, *arguments]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)  # type: ignore[call-overload]
+        ended = subprocess.run(
+            [*self.command, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
         assert not check or ended.returncode == 0, f"{arguments}\n{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
-        return ended  # type: ignore[no-any-return]
+        return ended
 
     def import_base(self) -> str:
         """Makes debian:bookworm-slim's like, since no registry may be at hand; skips the test where Debian cannot be had."""
+        if self("image", "exists", BASE, check=False).returncode == 0:
+            return BASE
         folder = self.folder / "debian"
         command = [tool("debootstrap"), "--variant=minbase", "--include=ca-certificates", DEBIAN, str(folder)]
         made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
@@ -54,9 +77,9 @@ class Podman:
             pytest.skip(f"debootstrap could not make a Debian: {made.stdout[-300:]}")
         shutil.rmtree(folder / "var/cache/apt")
         with subprocess.Popen(["tar", "-C", folder, "-c", "."], stdout=subprocess.PIPE) as tar:
-            self("import", "-", "localhost/debian:bookworm-slim", stdin=tar.stdout)
+            self("import", "-", BASE, stdin=tar.stdout)
         shutil.rmtree(folder)
-        return "localhost/debian:bookworm-slim"
+        return BASE
 
     def make_image(self, base: str, tag: str, *arguments: str) -> None:
         """`make image`, with what this machine's network asks for."""
@@ -67,7 +90,12 @@ class Podman:
             flags += ["-v", f"{certificate}:{certificate}:ro", "--env", f"PIP_CERT={certificate}"]
         command = ["make", "image", f"CONTAINER={' '.join(self.command)}", f"BASE={base}", f"IMAGE={tag}"]
         built = subprocess.run(
-            [*command, f"BUILDFLAGS={' '.join(flags)}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            [*command, f"BUILDFLAGS={' '.join(flags)}", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert built.returncode == 0, f"{built.stdout[-4000:]}\n{built.stderr[-4000:]}"
 
@@ -119,7 +147,7 @@ def container(podman: Podman, image: str, port: int, flags: Sequence[str] = (), 
     environment = {"host": "127.0.0.1", "port": port} | settings
     variables = [word for name, value in environment.items() for word in ("--env", f"CONVSERVE_{name.upper()}={value}")]
     name = f"convserve-{port}"
-    podman("run", "--detach", "--name", name, *RUN_FLAGS, *flags, *variables, image)
+    podman("run", "--detach", "--name", name, "--network", "host", *flags, *variables, image)
     running = Container(podman, name, f"http://127.0.0.1:{port}")
     try:
         yield running

@@ -48,7 +48,7 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {  # what is changed, what f
     "an instance is not ready": ({READY: "0x480"}, {"ConvServeNotReady"}),
     "an image would wait 2 s": ({WAIT: "2x480"}, {"ConvServeSaturated"}),
     "1 of 30 requests is refused": ({REFUSED: "0+20x480"}, {"ConvServeRefusing"}),
-    "memory is nearly used up": ({MEMORY: "500000000x480"}, {"ConvServeMemoryHigh"}),
+    "memory is nearly used up": ({MEMORY: "2000000000x480"}, {"ConvServeMemoryHigh"}),
     "two models serve": ({MODEL.format("b", 1): "_x480", MODEL.format("b", 2): "1x480"}, {"ConvServeModelsDiffer"}),
     "brightness has drifted": ({DRIFT: "0.4x480"}, {"ConvServeDrift"}),
     "brightness has not drifted": ({DRIFT: "0.1x480"}, set()),
@@ -75,7 +75,7 @@ def promtool_case(name: str, changed: dict[str, str], firing: set[str]) -> dict[
 def test_each_alert_fires_when_it_should_and_no_other(tmp_path: Path) -> None:
     tests = [promtool_case(name, *case) for name, case in CASES.items()]
     file = tmp_path / "alerts.test.yaml"
-    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
+    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "2m", "tests": tests}))
     run([tool("promtool"), "test", "rules", file])
 
 

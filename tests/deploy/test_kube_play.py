@@ -14,15 +14,16 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def test_podman_plays_the_rendered_deployment_and_it_answers(podman: Podman, image: str, port: int, tmp_path: Path) -> None:
-    """Changed are the image's name, which is local, and the port and address, which are this machine's."""
+    """Changed is the image's name, which is local; added is a port of this machine."""
     manifests = render(K8S / "base")
     deployment = only(manifests, "Deployment")
-    [settings] = [one for one in manifests if one["metadata"]["name"].startswith("convserve-settings")]
-    deployment["spec"]["template"]["spec"]["containers"][0]["image"] = image
-    settings["data"] |= {"CONVSERVE_PORT": str(port), "CONVSERVE_HOST": "127.0.0.1", "CONVSERVE_DRAIN_SECONDS": "0"}
+    settings = only(manifests, "ConfigMap")
+    [server] = deployment["spec"]["template"]["spec"]["containers"]
+    server["image"] = image
+    server["ports"][0] |= {"hostPort": port, "hostIP": "127.0.0.1"}
     file = tmp_path / "played.yaml"
     file.write_text(yaml.safe_dump_all([settings, deployment]))
-    podman("kube", "play", "--network", "host", file)
+    podman("kube", "play", file)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", lambda: podman("ps", "--all").stdout)
         photograph = (ROOT / "docs/images/clock.jpg").read_bytes()
