@@ -10,13 +10,22 @@ LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-ver
 SERVE = .venv/.installed
 DEV = .venv-dev/.installed
 CLIENTS = .venv-clients/.installed
+OPS = .venv-ops/.installed
+CONTAINER ?= docker
+VARIANT ?= cpu
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+IMAGE ?= convserve:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
+CUDA_BASE = docker.io/nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
+BASE ?= $(if $(filter cuda,$(VARIANT)),$(CUDA_BASE),docker.io/library/debian:bookworm-slim)
+SOURCE ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-clients check format lock train-digits bench bench-peers clean
+.PHONY: help serve test test-clients check format lock train-digits bench bench-peers image image-test k8s-check sbom \
+	vulnerabilities clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 serve: $(SERVE) ## serve the model on port 8000 (settings: CONVSERVE_* in the environment)
 	@exec .venv/bin/python -m app
@@ -40,7 +49,10 @@ format: $(DEV) ## format the code and apply the safe lint fixes
 lock: $(DEV) ## write requirements/*.txt anew from pyproject.toml (newer versions: LOCKFLAGS=--upgrade)
 	@echo "Resolving versions into requirements/serve.txt and requirements/dev.txt ..."
 	@$(LOCK) --generate-hashes --output-file requirements/serve.txt
+	@$(LOCK) requirements/serve-cuda.in --no-emit-package onnxruntime --constraints requirements/serve.txt \
+		--generate-hashes --output-file requirements/serve-cuda.txt
 	@$(LOCK) --extra training --extra dev --constraints requirements/serve.txt --output-file requirements/dev.txt
+	@$(LOCK:pyproject.toml=requirements/operations.in) --output-file requirements/operations.txt
 
 train-digits: ## train models/digits.onnx: make train-digits MNIST=folder
 	@test -n "$(MNIST)" || { echo "Say where the digits are: make train-digits MNIST=folder" >&2; exit 1; }
@@ -54,8 +66,27 @@ bench: $(DEV) ## measure the service against the same code without HTTP (needs w
 bench-peers: $(DEV) ## the same with Mosec, LitServe, BentoML, MLServer, PyTriton and a tutorial's FastAPI (an hour, 4 GB in WORK)
 	@$(BENCH) --peers all $(BENCHFLAGS)
 
-clean: ## remove both environments and every cache
-	@rm -rf .venv .venv-clients .venv-dev .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+image: ## build the container image: make image [VARIANT=cuda] [CONTAINER=podman] [BASE=...] [IMAGE=name:tag]
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER) build \
+		$(if $(findstring podman,$(CONTAINER)),--format docker --timestamp "$$(git log -1 --format=%ct)") $(BUILDFLAGS) \
+		--build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) --build-arg SOURCE=$(SOURCE) \
+		--build-arg REVISION="$$(git rev-parse HEAD)" --build-arg CREATED="$$(git log -1 --format=%cI)" --tag $(IMAGE) .
+
+image-test: $(DEV) $(OPS) ## build the image with podman and run it as the manifests do, under load, through a balancer
+	@.venv-dev/bin/python -m pytest tests/deploy
+
+k8s-check: $(DEV) $(OPS) ## render every overlay and component and check them against schemas and policies
+	@.venv-dev/bin/python -m pytest tests/deploy/test_manifests.py
+
+sbom: $(OPS) ## write build/sbom.cdx.json: what the image's Python packages are, with their hashes
+	@mkdir -p build
+	@.venv-ops/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.cdx.json requirements/serve.txt
+
+vulnerabilities: $(OPS) ## look up the locked packages in the public list of known vulnerabilities (needs a network)
+	@.venv-ops/bin/pip-audit --require-hashes --disable-pip -r requirements/serve.txt
+
+clean: ## remove the environments and every cache
+	@rm -rf .venv .venv-clients .venv-dev .venv-ops .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear: a package that left the lock leaves .venv too.
@@ -69,6 +100,9 @@ $(DEV): requirements/dev.txt
 # Their pins clash with ours (ml-dtypes, protobuf), so they only ever talk to the service over HTTP.
 $(CLIENTS): requirements/clients.txt
 	$(call install,.venv-clients,--clear,,other people's clients (about 560 MB))
+
+$(OPS): requirements/operations.txt
+	$(call install,.venv-ops,--clear,,what checks the container and the manifests (about 570 MB))
 
 # $(call install,FOLDER,VENV OPTIONS,PIP OPTIONS,WHAT). The stamp is written last: an interrupted install starts over.
 define install
