@@ -42,19 +42,10 @@ COPY app /srv/convserve/app
 RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /srv/convserve/app
 
 FROM python
-ARG BASE
-ARG VERSION=0
-ARG REVISION=unknown
-ARG CREATED=1970-01-01T00:00:00Z
-ARG SOURCE=
+# `make image` adds version, revision, created, source and base: as --label, since podman's cache ignores changed arguments.
 LABEL org.opencontainers.image.title="ConvServe" \
       org.opencontainers.image.description="Serves an image classifier, one self-describing ONNX file, over REST" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.source="${SOURCE}" \
-      org.opencontainers.image.base.name="${BASE}"
+      org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /srv/convserve /srv/convserve
 # glibc keeps up to 8 arenas per core, each with its own free memory; two are enough for a few threads.

@@ -18,6 +18,7 @@ IMAGE ?= convserve:$(VERSION)$(if $(filter cuda,$(VARIANT)),-cuda)
 CUDA_BASE = docker.io/nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 BASE ?= $(if $(filter cuda,$(VARIANT)),$(CUDA_BASE),docker.io/library/debian:bookworm-slim)
 SOURCE ?=
+OCI = org.opencontainers.image
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
@@ -69,8 +70,9 @@ bench-peers: $(DEV) ## the same with Mosec, LitServe, BentoML, MLServer, PyTrito
 image: ## build the container image: make image [VARIANT=cuda] [CONTAINER=podman] [BASE=...] [IMAGE=name:tag]
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER) build \
 		$(if $(findstring podman,$(CONTAINER)),--format docker --timestamp "$$(git log -1 --format=%ct)") $(BUILDFLAGS) \
-		--build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) --build-arg SOURCE=$(SOURCE) \
-		--build-arg REVISION="$$(git rev-parse HEAD)" --build-arg CREATED="$$(git log -1 --format=%cI)" --tag $(IMAGE) .
+		--build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) --label $(OCI).base.name=$(BASE) \
+		--label $(OCI).version=$(VERSION) --label $(OCI).revision="$$(git rev-parse HEAD)" \
+		--label $(OCI).created="$$(git log -1 --format=%cI)" --label $(OCI).source=$(SOURCE) --tag $(IMAGE) .
 
 image-test: $(DEV) $(OPS) ## build the image with podman and run it as the manifests do, under load, through a balancer
 	@.venv-dev/bin/python -m pytest tests/deploy

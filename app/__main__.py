@@ -34,6 +34,8 @@ def main() -> int:
 
 def serve() -> int:
     """Returns the exit code: 0 after a clean shutdown, 1 when the service cannot start."""
+    # Until uvicorn takes over: to process 1 of a container SIGTERM means nothing by default, however long the model loads.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = Settings.load()
         configure_logging(settings.log_level, settings.log_format)

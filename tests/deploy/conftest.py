@@ -1,13 +1,13 @@
 """One image for all tests of the container: built once, from our Dockerfile on a fresh Debian."""
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.podman import Podman
+from tests.deploy.tools import free_ports
 
 IMAGE = "localhost/convserve:test"
 
@@ -43,5 +43,4 @@ def image(podman: Podman, base: str) -> str:
 @pytest.fixture
 def port() -> int:
     """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    return free_ports(1)[0]

@@ -22,6 +22,8 @@ BASE = "localhost/debian:bookworm-slim"
 BUILD_FLAGS = ["--isolation", "chroot", "--network", "host"]
 CONFIGURATION = """[containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]
+[network]
+network_backend = "netavark"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"

@@ -12,7 +12,7 @@ import yaml
 from app import __version__
 from tests.deploy.load import open_loop
 from tests.deploy.podman import Container, Podman, container
-from tests.deploy.tools import K8S
+from tests.deploy.tools import K8S, run
 from tests.models import write_colour_model
 from tests.service import ROOT
 
@@ -90,7 +90,7 @@ def test_the_labels_say_what_the_image_is_and_where_it_comes_from(podman: Podman
     assert labels[f"{name}version"] == __version__
     assert labels[f"{name}licenses"] == "Apache-2.0"
     assert labels[f"{name}base.name"] == base
-    assert len(labels[f"{name}revision"]) == 40
+    assert labels[f"{name}revision"] == run(["git", "rev-parse", "HEAD"]).stdout.strip()
     assert labels.keys() >= {f"{name}{one}" for one in ("title", "description", "created", "source")}
 
 

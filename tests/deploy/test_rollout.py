@@ -2,18 +2,17 @@
 
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.deploy.load import open_loop
-from tests.deploy.tools import tool
+from tests.deploy.tools import free_ports, tool
 from tests.service import ROOT, ServiceProcess
 
 SLOTS = 4  # three replicas and the one that a rollout adds
@@ -23,13 +22,6 @@ DIGIT = (ROOT / "docs/images/seven.png").read_bytes()
 PER_SECOND = 40
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
 
 
 def start(port: int) -> ServiceProcess:
