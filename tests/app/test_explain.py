@@ -125,7 +125,7 @@ def run_for(seconds: float, ran: list[str]) -> Callable[[bytes, Callable[[], Non
 
     def run(_: bytes, check: Callable[[], None]) -> Answer:
         ran.append("begun")
-        for _ in range(round(seconds * 100)):
+        for _step in range(round(seconds * 100)):
             check()
             time.sleep(0.01)
         ran.append("ended")

@@ -27,22 +27,31 @@ N_CLASSES = 5
 ON = {EXPLAIN: np.array(True)}
 
 
+def bias_of(network: torch.nn.Sequential) -> torch.Tensor:
+    """The dense layer's."""
+    dense = network[-1]
+    assert isinstance(dense, torch.nn.Linear)
+    return dense.bias
+
+
 @pytest.fixture(scope="module")
-def network() -> torch.nn.Module:
+def network() -> torch.nn.Sequential:
     torch.manual_seed(0)
     network = ResidualNet(widths=(8, 16), blocks=1).build(SPEC, N_CLASSES).eval()
+    assert isinstance(network, torch.nn.Sequential)
     with torch.no_grad():
-        network[-1].bias += torch.randn(N_CLASSES)
+        bias_of(network).add_(torch.randn(N_CLASSES))
     return network
 
 
 @pytest.fixture(scope="module")
-def plain(network: torch.nn.Module) -> onnx.ModelProto:
+def plain(network: torch.nn.Sequential) -> onnx.ModelProto:
     return export_graph(ServedNetwork(network, TEMPERATURE), SPEC)
 
 
 def with_maps(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     add_maps(copy)
     onnx.checker.check_model(copy, full_check=True)
     return copy
@@ -53,11 +62,13 @@ def ask(model: onnx.ModelProto, pixels: NDArray[np.uint8] = PIXELS) -> tuple[NDA
     return probabilities, maps
 
 
-def test_the_mean_of_a_map_is_the_logit_before_bias_and_temperature(network: torch.nn.Module, plain: onnx.ModelProto) -> None:
+def test_the_mean_of_a_map_is_the_logit_before_bias_and_temperature(
+    network: torch.nn.Sequential, plain: onnx.ModelProto
+) -> None:
     probabilities, maps = ask(with_maps(plain))
     assert maps.shape[:2] == (len(PIXELS), N_CLASSES)
     assert maps.shape[2] > 1
-    logits = (maps.mean(axis=(2, 3)) + network[-1].bias.detach().numpy()) / TEMPERATURE
+    logits = (maps.mean(axis=(2, 3)) + bias_of(network).detach().numpy()) / TEMPERATURE
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
