@@ -1,11 +1,15 @@
 # ConvServe's commands. Needs GNU make 3.81 or newer, a POSIX shell and Python 3.11 or newer (make PYTHON=python3.12 ...).
 PYTHON ?= python3
 MNIST ?=
+BENCH = .venv-dev/bin/python -m benchmarks.serving --work "$(WORK)"
+WORK ?= runs/bench
+BENCHFLAGS ?=
 UV ?= .venv-dev/bin/uv
 LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--no-header --no-emit-index-url $(LOCKFLAGS) pyproject.toml
 SERVE = .venv/.installed
 DEV = .venv-dev/.installed
+CLIENTS = .venv-clients/.installed
 OPS = .venv-ops/.installed
 CONTAINER ?= docker
 VARIANT ?= cpu
@@ -18,7 +22,8 @@ OCI = org.opencontainers.image
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format lock train-digits image image-test k8s-check sbom vulnerabilities clean
+.PHONY: help serve test test-clients check format lock train-digits bench bench-peers image image-test k8s-check sbom \
+	vulnerabilities clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +33,9 @@ serve: $(SERVE) ## serve the model on port 8000 (settings: CONVSERVE_* in the en
 
 test: $(DEV) ## run the tests
 	@.venv-dev/bin/python -m pytest
+
+test-clients: $(DEV) $(CLIENTS) ## run Triton's and KServe's clients, and schemathesis, against the service
+	@.venv-dev/bin/python -m pytest tests/app/test_open_inference_clients.py tests/app/test_openapi.py
 
 check: $(DEV) ## check format, lint and types; changes nothing
 	@echo "Checking format, lint and types ..."
@@ -53,6 +61,12 @@ train-digits: ## train models/digits.onnx: make train-digits MNIST=folder
 	@$(MAKE) --no-print-directory $(DEV)
 	@.venv-dev/bin/python -m training train "$(MNIST)" --recipe digits --out models/digits.onnx
 
+bench: $(DEV) ## measure the service against the same code without HTTP (needs wrk; 15 minutes; BENCHFLAGS=--help)
+	@$(BENCH) --peers none $(BENCHFLAGS)
+
+bench-peers: $(DEV) ## the same with Mosec, LitServe, BentoML, MLServer, PyTriton and a tutorial's FastAPI (an hour, 4 GB in WORK)
+	@$(BENCH) --peers all $(BENCHFLAGS)
+
 image: ## build the container image: make image [VARIANT=cuda] [CONTAINER=podman] [BASE=...] [IMAGE=name:tag]
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER) build \
 		$(if $(findstring podman,$(CONTAINER)),--format docker --timestamp "$$(git log -1 --format=%ct)") $(BUILDFLAGS) \
@@ -74,7 +88,7 @@ vulnerabilities: $(OPS) ## look up the locked packages in the public list of kno
 	@.venv-ops/bin/pip-audit --require-hashes --disable-pip -r requirements/serve.txt
 
 clean: ## remove the environments and every cache
-	@rm -rf .venv .venv-dev .venv-ops .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	@rm -rf .venv .venv-clients .venv-dev .venv-ops .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear: a package that left the lock leaves .venv too.
@@ -84,6 +98,10 @@ $(SERVE): requirements/serve.txt
 
 $(DEV): requirements/dev.txt
 	$(call install,.venv-dev,,,PyTorch and the developer tools (up to 6 GB; takes minutes))
+
+# Their pins clash with ours (ml-dtypes, protobuf), so they only ever talk to the service over HTTP.
+$(CLIENTS): requirements/clients.txt
+	$(call install,.venv-clients,--clear,,other people's clients (about 560 MB))
 
 $(OPS): requirements/operations.txt
 	$(call install,.venv-ops,--clear,,what checks the container and the manifests (about 570 MB))

@@ -1,64 +1,27 @@
 """`python -m app`: runs the service under uvicorn, with settings from the environment, or the command that is named."""
 
 import argparse
-import asyncio
 import logging
-import math
 import signal
 import socket
 import sys
 from importlib import import_module
-from types import FrameType
-
-import uvicorn
-from fastapi import FastAPI
 
 from app import __version__
 from app.errors import ModelError, SettingsError
 from app.logs import configure_logging
 from app.main import create_app
-from app.service import Service
+from app.server import DrainingServer
 from app.settings import PREFIX, Settings
+from app.workers import serve_in_workers
 
 log = logging.getLogger("convserve")
 
-# Longer than load balancers keep idle connections (60 s is common), so that they close them, not we: no lost race.
-KEEP_ALIVE_SECONDS = 75
-
 # Beside `serve`: `main(arguments)` of app/NAME.py, imported only when asked for, so that serving starts no later.
-COMMANDS: dict[str, str] = {}
-
-
-class DrainingServer(uvicorn.Server):
-    """uvicorn, but on SIGTERM first unready, then still serving for `drain_seconds`, then finishing what it accepted.
-
-    SIGINT (Ctrl-C) skips the wait, a second one what is being answered too. Exit code 0 either way.
-    """
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Says that it serves when the engine is warm and the port listens, not before."""
-        await super().startup(sockets)
-        if self.started and sockets:
-            _announce(self._service, sockets[0].getsockname()[1])
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
-        """Called in the main thread, between two bytecodes of whatever runs there."""
-        if sig == signal.SIGTERM and not self._service.draining and self._service.settings.drain_seconds:
-            self._service.draining = True
-            asyncio.get_running_loop().call_soon_threadsafe(self._drain)
-        else:
-            self._service.draining = True
-            self.force_exit = self.should_exit and sig == signal.SIGINT
-            self.should_exit = True
-
-    def _drain(self) -> None:
-        seconds = self._service.settings.drain_seconds
-        log.info("draining: unready now, closing in %g s", seconds)
-        asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)
+COMMANDS = {
+    "bench": "measures what a service can bear, and says which settings that asks for",
+    "predict": "classifies files and folders, by a model file or a running service",
+}
 
 
 def main() -> int:
@@ -78,27 +41,15 @@ def serve() -> int:
         settings = Settings.load()
         configure_logging(settings.log_level, settings.log_format)
         listener = _bind(settings.host, settings.port)
+        if settings.workers > 1:
+            return serve_in_workers(settings, listener)
         app = create_app(settings)
     except (ModelError, SettingsError) as error:
         print(f"convserve: {error}", file=sys.stderr)
         return 1
-    DrainingServer(_uvicorn_config(app, settings), app.state.service).run(sockets=[listener])
+    DrainingServer(app).run(sockets=[listener])
     log.info("stopped")
     return 0
-
-
-def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil((settings.request_timeout_ms + settings.body_timeout_ms) / 1000),
-    )
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -116,22 +67,6 @@ def _bind(host: str, port: int) -> socket.socket:
             f"port {port} on {host} cannot be used: {error.strerror}: choose another with {PREFIX}PORT"
         ) from error
     return listener
-
-
-def _announce(service: Service, port: int) -> None:
-    spec, settings = service.classifier.spec, service.settings
-    fields = {
-        "model": f"{spec.name} {spec.version}",
-        "file": str(settings.model),
-        "classes": len(spec.labels),
-        "figures": {one.data: {"n": one.n, "accuracy": one.accuracy, "ece": one.ece} for one in spec.figures},
-        "provider": service.classifier.provider,
-        "threads": service.engine.threads,
-        "max_batch_size": settings.max_batch_size,
-        "max_queue_size": settings.max_queue_size,
-        "address": f"{settings.host}:{port}",
-    }
-    log.info("serving", extra={"fields": fields})
 
 
 def _parse_arguments() -> None:

@@ -9,20 +9,23 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
+from functools import cache
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.metrics import Metrics
 from app.problem import problem_response
 from app.service import Service
 
 log = logging.getLogger("convserve.access")
 
+PROBES = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")  # logged only on level debug
 UNMATCHED = "(unmatched)"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for log and metric alone
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(slots=True)
@@ -30,19 +33,21 @@ class RequestTrace:
     """What is known of one request, filled on its way."""
 
     request_id: str
-    trace_id: str | None = None
+    trace_id: str | None
+    headers: dict[bytes, bytes]  # of equal names the first
     begun: float = field(default_factory=time.perf_counter)
+    route: str | None = None  # the template, where Starlette did not route
     status: int = 0
     stages: dict[str, float] = field(default_factory=dict)  # stage to seconds
     fields: dict[str, object] = field(default_factory=dict)  # further fields of the log line
 
     @classmethod
-    def of(cls, headers: Headers) -> "RequestTrace":
+    def of(cls, scope: Scope) -> "RequestTrace":
         """Takes the client's `X-Request-ID` if it is a sane one, else makes one; `traceparent` as W3C Trace Context."""
-        given = headers.get("x-request-id", "")
-        trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-        request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
-        return cls(request_id, trace.group(1) if trace else None)
+        headers = dict(reversed(scope["headers"]))
+        given = _REQUEST_ID.fullmatch(headers.get(b"x-request-id", b""))
+        trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+        return cls(given[0].decode() if given else os.urandom(16).hex(), trace[1].decode() if trace else None, headers)
 
     def server_timing(self) -> str:
         """The `Server-Timing` header: milliseconds by stage."""
@@ -56,6 +61,15 @@ def trace_of(scope: Scope) -> RequestTrace:
     return trace
 
 
+def refuse(error: Exception, scope: Scope, metrics: Metrics) -> Response:
+    """The answer to a request that ends with `error`; counts it and notes its reason for the log."""
+    trace = trace_of(scope)
+    reason, response = problem_response(error, trace.request_id, scope["path"])
+    trace.fields["reason"] = reason
+    metrics.rejected.labels(reason).inc()
+    return response
+
+
 class AccessMiddleware:
     """See the module."""
 
@@ -63,55 +77,67 @@ class AccessMiddleware:
         self._app = app
         self._service = service
         self._metrics = service.metrics
+        # A look-up by labels takes longer than counting.
+        self._requests = cache(service.metrics.requests.labels)
+        self._request_seconds = cache(service.metrics.request_seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = RequestTrace.of(Headers(scope=scope))
+        trace = RequestTrace.of(scope)
         scope.setdefault("state", {})["trace"] = trace
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 trace.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = trace.request_id
-                headers.setdefault("cache-control", "no-store")
-                if trace.stages:
-                    headers["server-timing"] = trace.server_timing()
-                if self._service.draining:
-                    headers["connection"] = "close"
+                message = {**message, "headers": [*message.get("headers", ()), *self._headers(trace, message)]}
             await send(message)
 
-        with self._metrics.requests_in_progress.track_inprogress():
-            try:
-                await self._app(scope, receive, send_with_headers)
-            except ClientDisconnect:
-                trace.status = CLIENT_CLOSED_REQUEST
-            except Exception as error:
-                _, response = problem_response(error, trace.request_id)
-                if not trace.status:
-                    await response(scope, receive, send_with_headers)
-            finally:
-                self._record(scope, trace)
+        self._metrics.requests_in_progress.inc()
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            trace.status = CLIENT_CLOSED_REQUEST
+        except Exception as error:
+            _, response = problem_response(error, trace.request_id, scope["path"])
+            if not trace.status:
+                await response(scope, receive, send_with_headers)
+        finally:
+            self._metrics.requests_in_progress.dec()
+            self._service.limits.held.release(scope)
+            self._record(scope, trace)
+
+    def _headers(self, trace: RequestTrace, message: Message) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", trace.request_id.encode())]
+        if all(name != b"cache-control" for name, _ in message.get("headers", ())):
+            headers.append((b"cache-control", b"no-store"))
+        if trace.stages:
+            headers.append((b"server-timing", trace.server_timing().encode()))
+        if self._service.draining:
+            headers.append((b"connection", b"close"))
+        return headers
 
     def _record(self, scope: Scope, trace: RequestTrace) -> None:
         seconds = time.perf_counter() - trace.begun
-        route = getattr(scope.get("route"), "path", UNMATCHED)
-        self._metrics.requests.labels(route, trace.status).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
-        fields: dict[str, object] = {
-            "request_id": trace.request_id,
-            "method": scope["method"],
-            "path": scope["path"],
-            "status": trace.status,
-            "milliseconds": round(seconds * 1000, 2),
-            "client": scope["client"][0] if scope.get("client") else None,
-            **{f"{stage}_milliseconds": round(value * 1000, 2) for stage, value in trace.stages.items()},
-            **trace.fields,
-        }
-        if trace.trace_id:
-            fields["trace_id"] = trace.trace_id
-        is_probe = route in ("/livez", "/readyz", "/metrics")
-        log.log(logging.DEBUG if is_probe else logging.INFO, "request", extra={"fields": fields})
+        route = trace.route or getattr(scope.get("route"), "path", UNMATCHED)
+        self._requests(route, trace.status).inc()
+        self._request_seconds(route).observe(seconds)
+        level = logging.DEBUG if route in PROBES else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(level, "request", extra={"fields": _fields(scope, trace, seconds)})
+
+
+def _fields(scope: Scope, trace: RequestTrace, seconds: float) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "request_id": trace.request_id,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": trace.status,
+        "milliseconds": round(seconds * 1000, 2),
+        "client": scope["client"][0] if scope.get("client") else None,
+        **{f"{stage}_milliseconds": round(value * 1000, 2) for stage, value in trace.stages.items()},
+        **trace.fields,
+    }
+    return fields | ({"trace_id": trace.trace_id} if trace.trace_id else {})

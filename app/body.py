@@ -6,19 +6,42 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
-from app.errors import BodyTimeoutError, MalformedRequestError, TooLargeError, UnsupportedImageError
+from app.errors import BodyTimeoutError, MalformedRequestError, OverloadedError, TooLargeError, UnsupportedImageError
 from app.schemas import Base64Image
 
+_HELD = "held_bytes"  # in a request's state
 # What `curl --data-binary` sends when told nothing, beside what it should send.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream")
+
+
+@dataclass(slots=True)
+class HeldBodies:
+    """All bodies that are being read or wait for their answer; together they stay within `max_bytes`."""
+
+    max_bytes: int
+    estimated_wait_seconds: Callable[[], float] = lambda: 1.0
+    bytes: int = 0
+
+    def hold(self, scope: Scope, size: int) -> None:
+        """Counts `size` more bytes for a request. Raises: OverloadedError when they are too many."""
+        if self.bytes + size > self.max_bytes:
+            detail = f"{self.bytes:,} bytes of other requests are held already"
+            raise OverloadedError(detail, retry_after_seconds=self.estimated_wait_seconds())
+        self.bytes += size
+        scope["state"][_HELD] = scope["state"].get(_HELD, 0) + size
+
+    def release(self, scope: Scope) -> None:
+        """Gives back what a request held."""
+        self.bytes -= scope["state"].pop(_HELD, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +51,7 @@ class BodyLimits:
     max_bytes: int
     timeout_seconds: float
     max_images: int
+    held: HeldBodies = field(default_factory=lambda: HeldBodies(2**28))
 
 
 class _InMemoryMultiPartParser(MultiPartParser):
@@ -48,9 +72,9 @@ async def read_image(request: Request, limits: BodyLimits) -> bytes:
             raise MalformedRequestError(f"/predict takes one file and got {len(images)}: send many to /predict/batch")
         return images[0]
     if content_type == "application/json":
-        return _image_of_json(await _read_body(request, limits))
+        return _image_of_json(await read_body(request, limits))
     if content_type in _RAW_TYPES or content_type.startswith("image/"):
-        return await _read_body(request, limits)
+        return await read_body(request, limits)
     raise UnsupportedImageError(
         f"content type {content_type} is not taken: send image/*, application/octet-stream, "
         "multipart/form-data or application/json"
@@ -64,7 +88,7 @@ async def read_images(request: Request, limits: BodyLimits, *, field: str) -> li
     """
     if _content_type(request) != "multipart/form-data":
         raise UnsupportedImageError(f"send the images as multipart/form-data, each in a field named {field}")
-    body = await _read_body(request, limits)
+    body = await read_body(request, limits)
     parser = _InMemoryMultiPartParser(request.headers, _once(body), max_files=limits.max_images, max_fields=limits.max_images)
     try:
         form = await parser.parse()
@@ -82,7 +106,7 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _read_body(request: Request, limits: BodyLimits) -> bytes:
+async def read_body(request: Request, limits: BodyLimits) -> bytes:
     """Collects the body and stops at the first byte too many. Raises also for an empty one."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedImageError("a compressed request body is not taken: send the image file as it is")
@@ -90,19 +114,24 @@ async def _read_body(request: Request, limits: BodyLimits) -> bytes:
     if declared.isdigit() and int(declared) > limits.max_bytes:
         raise _too_large(limits)
     chunks: list[bytes] = []
-    size = 0
+    size, more = 0, True
     try:
         async with asyncio.timeout(limits.timeout_seconds):
-            async for chunk in request.stream():
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk, more = message.get("body", b""), message.get("more_body", False)
                 size += len(chunk)
                 if size > limits.max_bytes:
                     raise _too_large(limits)
+                limits.held.hold(request.scope, len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         raise BodyTimeoutError(f"the body did not arrive within {limits.timeout_seconds:g} s") from error
     if not size:
         raise MalformedRequestError("the body is empty: send an image file, for example curl --data-binary @image.jpg")
-    return b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _too_large(limits: BodyLimits) -> TooLargeError:
@@ -114,6 +143,11 @@ def _image_of_json(body: bytes) -> bytes:
         text = Base64Image.model_validate_json(body).image
     except ValidationError as error:
         raise MalformedRequestError('the JSON must be {"image": "<base64 of the image file>"}') from error
+    return decode_base64(text)
+
+
+def decode_base64(text: str) -> bytes:
+    """The encoded image of a base64 text or a data: URL. Raises: MalformedRequestError."""
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:

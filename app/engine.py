@@ -13,8 +13,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,17 @@ from app.errors import DeadlineExceededError, DrainingError, OverloadedError
 from app.image import DEFAULT_MAX_PIXELS, Pixels, decode, fit
 from app.metrics import Metrics
 
+Source = bytes | Pixels  # an encoded image, or one that needs no decoding and fitting
+
 log = logging.getLogger("convserve.engine")
 
 # Weight of the newest batch in the moving average of seconds per image: settles in about 20 batches.
 SMOOTHING = 0.1
+
+# An estimate errs: who would just make it by it often expires after having waited, and takes the place of one who would not.
+ADMITTED_SHARE = 0.8
+
+OUTCOMES = ("classified", "failed", "expired", "abandoned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +46,22 @@ class Answer:
     queue_seconds: float
     infer_seconds: float
     batch_size: int
+    explain_seconds: float = 0.0
+    explanation: dict[str, Any] | None = None  # as it goes over the wire
+
+
+# Answers encoded bytes by itself; what it is given beside them raises when nobody wants the answer any more.
+Run = Callable[[bytes, Callable[[], None]], Answer]
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    data: bytes
+    data: Source
     deadline: float  # on time.monotonic's clock
     queued_at: float
     future: asyncio.Future[Answer]
+    run: Run | None = None  # instead of decoding and classifying in a batch
+    passes: int = 1  # through the network
     started_at: float = 0.0
     decode_seconds: float = 0.0
 
@@ -72,7 +88,9 @@ class Engine:
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         self._classifier = classifier
-        self._metrics = metrics
+        self._batch_size = metrics.batch_size
+        self._outcomes = {outcome: metrics.images.labels(outcome) for outcome in OUTCOMES}
+        self._stages = [metrics.stage_seconds.labels(stage) for stage in ("decode", "queue", "infer")]
         self._max_batch_size = max_batch_size
         self._max_wait_seconds = max_wait_seconds
         self._max_queue_size = max_queue_size
@@ -80,6 +98,7 @@ class Engine:
         self._queue: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self._extra_passes = 0  # of jobs that wait or run, beyond one for each
         self._seconds_per_image: float | None = None  # of one thread, moving average
         self._workers = [self._make_worker(number) for number in range(threads)]
         self._loop: asyncio.AbstractEventLoop
@@ -102,19 +121,23 @@ class Engine:
             if worker.thread.ident is not None:
                 await asyncio.to_thread(worker.thread.join)
 
-    def submit(self, images: Sequence[bytes], *, deadline: float) -> list[asyncio.Future[Answer]]:
-        """Queues encoded images, all or none; `deadline` is on `time.monotonic`'s clock.
+    def submit(
+        self, images: Sequence[Source], *, deadline: float, run: Run | None = None, passes: int = 1
+    ) -> list[asyncio.Future[Answer]]:
+        """Queues images, all or none; `deadline` is on `time.monotonic`'s clock.
 
         The futures end with an Answer, or with the error of decoding, DeadlineExceededError, or a bug's own exception.
-        Cancelling one drops its image unless it is already running.
+        Cancelling one drops its image unless it is already running. `run` answers each image alone, in the time of `passes`
+        images.
 
         Raises: OverloadedError, DrainingError.
         """
         now = time.monotonic()
-        jobs = [_Job(data, deadline, now, self._loop.create_future()) for data in images]
+        jobs = [_Job(data, deadline, now, self._loop.create_future(), run, passes) for data in images]
         with self._wake:
-            self._admit(len(jobs), deadline - now)
+            self._admit(len(jobs), deadline - now, passes)
             self._queue.extend(jobs)
+            self._extra_passes += len(jobs) * (passes - 1)
             self._wake.notify(len(jobs))
         return [job.future for job in jobs]
 
@@ -122,6 +145,11 @@ class Engine:
     def threads(self) -> int:
         """Threads that decode and compute."""
         return len(self._workers)
+
+    @property
+    def max_batch_size(self) -> int:
+        """Images that are run together at most."""
+        return self._max_batch_size
 
     @property
     def queue_depth(self) -> int:
@@ -137,7 +165,7 @@ class Engine:
         """How long the last of `images` that came now would take to be answered."""
         if self._seconds_per_image is None:
             return 0.0
-        rounds = (self.images_in_progress + images - 1) / len(self._workers) + 1
+        rounds = (self.images_in_progress + self._extra_passes + images - 1) / len(self._workers) + 1
         return rounds * self._seconds_per_image
 
     def stalled_seconds(self) -> float:
@@ -147,19 +175,19 @@ class Engine:
             return math.inf
         return max((now - worker.busy_since for worker in self._workers if worker.busy_since is not None), default=0.0)
 
-    def _admit(self, images: int, seconds_left: float) -> None:
+    def _admit(self, images: int, seconds_left: float, passes: int) -> None:
         if self._closed:
             raise DrainingError(
                 "the service is shutting down: send the request again, to another instance", retry_after_seconds=1
             )
-        wait = self.estimated_wait_seconds(images)
+        wait = self.estimated_wait_seconds(images * passes)
         if self.images_in_progress + images > self._max_queue_size:
             raise OverloadedError(f"{self.images_in_progress} images are already waiting", retry_after_seconds=wait)
         # A free thread takes it whatever the estimate says: else one slow moment would lock an idle service for good.
-        if wait > seconds_left and self.images_in_progress + images > len(self._workers):
+        if wait > ADMITTED_SHARE * seconds_left and self.images_in_progress + images > len(self._workers):
             raise OverloadedError(
                 f"the answer would take about {wait:.2f} s and the deadline is in {max(0.0, seconds_left):.2f} s",
-                retry_after_seconds=wait - seconds_left,
+                retry_after_seconds=wait - ADMITTED_SHARE * seconds_left,
             )
 
     def _make_worker(self, number: int) -> _Worker:
@@ -172,6 +200,7 @@ class Engine:
             outcomes = self._run(jobs)
             with self._wake:
                 worker.busy_since, worker.busy_with = None, 0
+                self._extra_passes -= sum(job.passes - 1 for job in jobs)
             self._loop.call_soon_threadsafe(self._settle, outcomes)  # last: who is answered is no longer in progress
 
     def _take(self, worker: _Worker) -> list[_Job]:
@@ -182,7 +211,9 @@ class Engine:
                     return []
                 self._wake.wait(seconds)
             share = len(self._queue) if self._max_wait_seconds else -(-len(self._queue) // len(self._workers))
-            jobs = [self._queue.popleft() for _ in range(min(share, self._max_batch_size))]
+            jobs = [self._queue.popleft()]
+            while len(jobs) < min(share, self._max_batch_size) and not (jobs[0].run or self._queue[0].run):
+                jobs.append(self._queue.popleft())
             worker.busy_since, worker.busy_with = time.monotonic(), len(jobs)
             return jobs
 
@@ -200,13 +231,15 @@ class Engine:
         outcomes: list[tuple[_Job, Answer | Exception]] = []
         try:
             wanted = [job for job in jobs if self._is_wanted(job, begun, outcomes)]
+            if wanted and (run := wanted[0].run):
+                outcomes.append((job := wanted.pop(), self._run_alone(job, run)))
             fitted = [(job, pixels) for job in wanted if (pixels := self._decode(job, outcomes)) is not None]
             self._classify(fitted, outcomes)
         except Exception as error:
             log.exception("a batch failed outside decoding and inference")
             settled = {id(job) for job, _ in outcomes}
             outcomes += [(job, error) for job in jobs if id(job) not in settled]
-        self._learn(time.monotonic() - begun, sum(isinstance(outcome, Answer) for _, outcome in outcomes))
+        self._learn(time.monotonic() - begun, sum(job.passes for job, outcome in outcomes if isinstance(outcome, Answer)))
         return outcomes
 
     def _is_wanted(self, job: _Job, now: float, outcomes: list[tuple[_Job, Answer | Exception]]) -> bool:
@@ -214,12 +247,27 @@ class Engine:
             outcomes.append((job, DeadlineExceededError("the deadline passed while the image waited")))
             return False
         if job.future.cancelled():
-            self._metrics.images.labels("abandoned").inc()
+            self._outcomes["abandoned"].inc()
             return False
         return True
 
+    def _run_alone(self, job: _Job, run: Run) -> Answer | Exception:
+        assert isinstance(job.data, bytes)
+        begun = time.monotonic()
+
+        def check() -> None:
+            if time.monotonic() >= job.deadline or job.future.cancelled():
+                raise DeadlineExceededError("the deadline passed while the image was explained")
+
+        try:
+            return replace(run(job.data, check), queue_seconds=begun - job.queued_at)
+        except Exception as error:
+            return error
+
     def _decode(self, job: _Job, outcomes: list[tuple[_Job, Answer | Exception]]) -> Pixels | None:
         job.started_at = time.monotonic()
+        if not isinstance(job.data, bytes):
+            return job.data
         spec = self._classifier.spec.input
         try:
             return fit(decode(job.data, spec, max_pixels=self._max_pixels), spec)
@@ -235,7 +283,8 @@ class Engine:
             return
         begun = time.monotonic()
         try:
-            rows = self._classifier(np.stack([pixels for _, pixels in fitted]))
+            alone = self.images_in_progress == 1
+            rows = self._classifier(np.stack([pixels for _, pixels in fitted]), alone=alone)
         except Exception as error:
             log.exception("a batch of %d failed in the session", len(fitted))
             if len(fitted) == 1:
@@ -245,7 +294,7 @@ class Engine:
                     self._classify([pair], outcomes)
             return
         seconds = time.monotonic() - begun
-        self._metrics.batch_size.observe(len(fitted))
+        self._batch_size.observe(len(fitted))
         for (job, _), probabilities in zip(fitted, rows, strict=True):
             queue_seconds = begun - job.queued_at - job.decode_seconds
             outcomes.append((job, Answer(probabilities, job.decode_seconds, queue_seconds, seconds, len(fitted))))
@@ -261,7 +310,7 @@ class Engine:
         for job, outcome in outcomes:
             if job.future.done():  # its request ended while it ran
                 expired = time.monotonic() >= job.deadline
-                self._metrics.images.labels("expired" if expired else "abandoned").inc()
+                self._outcomes["expired" if expired else "abandoned"].inc()
                 continue
             self._count(outcome)
             if isinstance(outcome, Exception):
@@ -272,12 +321,9 @@ class Engine:
     def _count(self, outcome: Answer | Exception) -> None:
         if isinstance(outcome, Exception):
             expired = isinstance(outcome, DeadlineExceededError)
-            self._metrics.images.labels("expired" if expired else "failed").inc()
+            self._outcomes["expired" if expired else "failed"].inc()
             return
-        self._metrics.images.labels("classified").inc()
-        for stage, seconds in (
-            ("decode", outcome.decode_seconds),
-            ("queue", outcome.queue_seconds),
-            ("infer", outcome.infer_seconds),
-        ):
-            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        self._outcomes["classified"].inc()
+        seconds = (outcome.decode_seconds, outcome.queue_seconds, outcome.infer_seconds)
+        for stage, one in zip(self._stages, seconds, strict=True):
+            stage.observe(one)

@@ -5,6 +5,7 @@
     ├── SettingsError                a setting is unknown or out of range (start-up)
     ├── MalformedRequestError        400 malformed_request
     ├── UnauthorizedError            401 unauthorized
+    ├── UnknownModelError            404 unknown_model
     ├── BodyTimeoutError             408 body_timeout
     ├── TooLargeError                413 too_large
     ├── UnsupportedImageError        415 unsupported_image
@@ -57,6 +58,14 @@ class UnauthorizedError(ConvServeError):
     status = 401
     title = "Unauthorized"
     reason = "unauthorized"
+
+
+class UnknownModelError(ConvServeError):
+    """The model or version asked for is not the one that is served."""
+
+    status = 404
+    title = "Unknown model"
+    reason = "unknown_model"
 
 
 class BodyTimeoutError(ConvServeError):

@@ -10,6 +10,7 @@ import io
 import math
 import re
 import warnings
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from PIL import (
 )
 
 from app.errors import ConvServeError, TooLargeError, UndecodableImageError, UnsupportedImageError
-from app.ink import frame_ink, light_on_dark
+from app.ink import WHOLE, Box, frame_ink, light_on_dark, locate_frame
 from app.spec import InputSpec
 
 Pixels = NDArray[np.uint8]
@@ -70,6 +71,12 @@ _MAGIC = (
 FORMATS = tuple(_READERS)
 # A marker that is neither stuffing, fill, restart nor another one without a length. Source: ITU-T T.81, table B.1.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+# An 8-bit grey or RGB picture, not interlaced, in one IDAT and nothing else. Source: PNG, third edition, 5.3 and 11.2.
+_PLAIN_PNG = re.compile(
+    rb"\x89PNG\r\n\x1a\n\0\0\0\x0d(IHDR(.{4})(.{4})\x08([\0\x02])\0\0\0)(.{4}).{4}(IDAT(.*))(.{4})\0\0\0\0IEND\xae\x42\x60\x82",
+    re.DOTALL,
+)
+_PLAIN_PNG_BYTES = 2**16  # Pillow decodes in blocks of this size; one call with more would hold the interpreter for long
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -106,9 +113,11 @@ def decode(data: bytes, spec: InputSpec, *, max_pixels: int = DEFAULT_MAX_PIXELS
 
     Raises: UnsupportedImageError, UndecodableImageError, TooLargeError.
     """
-    name = sniff(data)
     # Pillow's limit as well, since its GIF and WebP readers make room for the canvas before it can be checked here.
     Image.MAX_IMAGE_PIXELS = max_pixels
+    if (plain := _decode_plain_png(data, max_pixels)) is not None:
+        return _to_mode(plain, spec)
+    name = sniff(data)
     try:
         image = _READERS[name](io.BytesIO(data))
         _check_cost(image, data, max_pixels)
@@ -130,11 +139,38 @@ def fit(image: Image.Image, spec: InputSpec) -> Pixels:
 
     Returns uint8 `(height, width, channels)`.
     """
+    return fit_and_locate(image, spec)[0]
+
+
+def fit_and_locate(image: Image.Image, spec: InputSpec) -> tuple[Pixels, Box]:
+    """As `fit`, with where in the image the model looks, in shares of its sides; where it is padded, beyond 0 and 1."""
+    box = WHOLE
     if spec.polarity == "light_on_dark":
         image = light_on_dark(image)
     if image.size != (spec.width, spec.height):
-        image = _resize(image, spec)
-    return np.asarray(image).reshape(spec.shape)
+        image, box = _resize(image, spec)
+    return np.asarray(image).reshape(spec.shape), box
+
+
+def _decode_plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
+    """Spares small plain PNGs Pillow's reader: 15 instead of 44 µs for 28 × 28 pixels (Zen 3, 2026-11).
+
+    None for all others, also for damaged ones: the reader says what is wrong with them.
+    """
+    found = _PLAIN_PNG.fullmatch(data) if len(data) <= _PLAIN_PNG_BYTES else None
+    if found is None:
+        return None
+    header, width, height, colour, header_check, body, pixels, check = found.groups()
+    size = int.from_bytes(width), int.from_bytes(height)
+    whole = int.from_bytes(data[33:37]) == len(pixels)
+    sound = zlib.crc32(header) == int.from_bytes(header_check) and zlib.crc32(body) == int.from_bytes(check)
+    if not whole or not sound or not 0 < size[0] * size[1] <= max_pixels:
+        return None
+    mode = "RGB" if colour == b"\x02" else "L"
+    try:
+        return Image.frombytes(mode, size, pixels, "zip", mode)
+    except ValueError:
+        return None
 
 
 def _check_cost(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
@@ -201,7 +237,7 @@ def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
     return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
 
 
-def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
+def _resize(image: Image.Image, spec: InputSpec) -> tuple[Image.Image, Box]:
     size = (spec.width, spec.height)
     resample = Image.Resampling[spec.filter.upper()]
     if spec.resize == "ink":
@@ -209,16 +245,18 @@ def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
     if spec.resize == "pad":
         return _pad(image, spec, resample)
     if spec.resize == "crop":
-        return image.resize(size, resample, box=_centred_box(image, spec))
-    return image.resize(size, resample)
+        box = _centred_box(image, spec)
+        return image.resize(size, resample, box=box), locate_frame(size, size, (0, 0), box, image.size)
+    return image.resize(size, resample), WHOLE
 
 
-def _pad(image: Image.Image, spec: InputSpec, resample: Image.Resampling) -> Image.Image:
+def _pad(image: Image.Image, spec: InputSpec, resample: Image.Resampling) -> tuple[Image.Image, Box]:
     scale = min(spec.width / image.width, spec.height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     padded = Image.new(image.mode, (spec.width, spec.height), _background(spec))
-    padded.paste(image.resize(size, resample), (round((spec.width - size[0]) / 2), round((spec.height - size[1]) / 2)))
-    return padded
+    corner = (round((spec.width - size[0]) / 2), round((spec.height - size[1]) / 2))
+    padded.paste(image.resize(size, resample), corner)
+    return padded, locate_frame(padded.size, size, corner, (0, 0, *image.size), image.size)
 
 
 def _background(spec: InputSpec) -> int | tuple[int, int, int]:
@@ -227,7 +265,7 @@ def _background(spec: InputSpec) -> int | tuple[int, int, int]:
     return spec.background if spec.channels == 3 else (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
-def _centred_box(image: Image.Image, spec: InputSpec) -> tuple[float, float, float, float]:
+def _centred_box(image: Image.Image, spec: InputSpec) -> Box:
     """The largest centred box of the target's shape, times `crop_fraction`, in source pixels."""
     scale = min(image.width / spec.width, image.height / spec.height) * spec.crop_fraction
     width, height = spec.width * scale, spec.height * scale

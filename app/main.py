@@ -1,5 +1,6 @@
 """Puts the application together: `create_app(settings)` loads the model, and the lifespan starts and closes the engine."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,35 +12,51 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.access import AccessMiddleware, trace_of
+from app.access import AccessMiddleware, refuse
+from app.board import Board
 from app.errors import ConvServeError
-from app.problem import problem_response
+from app.open_inference import router as open_inference_router
+from app.pages import playground_router
 from app.routes import predict_router, router
 from app.service import Service
 from app.settings import Settings
+from app.shortcut import PredictShortcut
 
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application, its model loaded and proven.
+def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
+    """The ASGI application, its model loaded and proven; on the `board` it reads and writes what all workers must know.
 
     Raises: ModelError, SettingsError.
     """
-    service = Service.create(settings)
+    service = Service.create(settings, board)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await service.engine.start()
+        posting = asyncio.create_task(service.keep_posting())
         yield {"service": service}
+        posting.cancel()
         await service.engine.close()
 
-    app = FastAPI(title="ConvServe", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    # FastAPI's own telemetry, of which nobody reads here, would ask the environment three times per request.
+    app = FastAPI(
+        title="ConvServe",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     app.state.service = service
     app.include_router(predict_router)
+    app.include_router(open_inference_router)
     app.include_router(router)
+    if settings.playground:
+        app.include_router(playground_router())
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)
+    app.add_middleware(PredictShortcut, service=service)
     app.add_middleware(AccessMiddleware, service=service)
     if settings.cors_origins:  # around the other, so that a browser can read a 500 too
         app.add_middleware(
@@ -53,8 +70,4 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    trace = trace_of(request.scope)
-    reason, response = problem_response(error, trace.request_id)
-    trace.fields["reason"] = reason
-    request.app.state.service.metrics.rejected.labels(reason).inc()
-    return response
+    return refuse(error, request.scope, request.app.state.service.metrics)

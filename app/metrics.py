@@ -1,5 +1,8 @@
 """What Prometheus scrapes, in a registry of its own so that several services can live in one process."""
 
+from collections.abc import Callable, Sequence
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
@@ -9,6 +12,13 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 PROBABILITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 MAX_LABELS = 100
 OTHER_LABEL = "(other)"
+_NOT_SUMMED: dict[str, Callable[[list[float]], float]] = {
+    "convserve_estimated_wait_seconds": max,
+    "convserve_model_info": max,
+    "convserve_ready": min,
+    "process_start_time_seconds": min,
+    "process_max_fds": min,
+}
 
 
 class Metrics:
@@ -56,9 +66,14 @@ class Metrics:
             ["label"],
             registry=registry,
         )
+        self.prediction = cache(self.predictions.labels)  # looking labels up takes longer than counting
         self.top_probability = Histogram(
             "convserve_top_probability", "Probability of the top label.", buckets=PROBABILITY_BUCKETS, registry=registry
         )
+        self.cache_lookups = Counter(
+            "convserve_cache_lookups", "Images looked up in the answer cache: hit or miss.", ["result"], registry=registry
+        )
+        self.cache_bytes = Gauge("convserve_cache_bytes", "What the answer cache holds.", registry=registry)
         self.model_info = Gauge(
             "convserve_model_info",
             "1 for the loaded model.",
@@ -70,3 +85,20 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition, format 0.0.4."""
         return generate_latest(self.registry)
+
+
+def merge(texts: Sequence[bytes]) -> bytes:
+    """One text exposition of several workers': sums, but for gauges that only one of them can tell."""
+    families: dict[str, dict[str, float]] = {}  # help and type to series to value
+    for text in texts:
+        for line in text.decode().splitlines():
+            if line.startswith("# HELP"):
+                heading = line
+            elif line.startswith("# TYPE"):
+                family = families.setdefault(f"{heading}\n{line}", {})
+            else:
+                series, _, value = line.rpartition(" ")
+                combine = _NOT_SUMMED.get(series.partition("{")[0], sum)
+                family[series] = combine([*([family[series]] if series in family else []), float(value)])
+    lines = [line for heading, family in families.items() for line in (heading, *(f"{k} {v!r}" for k, v in family.items()))]
+    return "\n".join([*lines, ""]).encode()

@@ -39,8 +39,11 @@ def problem_of(error: Exception, request_id: str) -> dict[str, Any]:
     return _problem(500, ConvServeError.title, ConvServeError.reason, detail, request_id)
 
 
-def problem_response(error: Exception, request_id: str) -> tuple[str, Response]:
-    """The reason and the whole HTTP answer, with `Retry-After`, `Allow` or `WWW-Authenticate` where the status asks for it."""
+def problem_response(error: Exception, request_id: str, path: str) -> tuple[str, Response]:
+    """The reason and the whole HTTP answer, with `Retry-After`, `Allow` or `WWW-Authenticate` where the status asks for it.
+
+    Under `/v2` the Open Inference Protocol's own form: `{"error": detail}`.
+    """
     problem = problem_of(error, request_id)
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException) and error.headers:
@@ -49,7 +52,10 @@ def problem_response(error: Exception, request_id: str) -> tuple[str, Response]:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if problem["status"] == 401:
         headers["www-authenticate"] = "Bearer"
-    return problem["reason"], Response(orjson.dumps(problem), problem["status"], headers, MEDIA_TYPE)
+    is_v2 = f"{path}/".startswith("/v2/")
+    content = {"error": problem["detail"]} if is_v2 else problem
+    media_type = "application/json" if is_v2 else MEDIA_TYPE
+    return problem["reason"], Response(orjson.dumps(content), problem["status"], headers, media_type)
 
 
 def _of_validation(error: RequestValidationError, request_id: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
 from app import __version__
-from app.access import trace_of
+from app.access import RequestTrace, trace_of
 from app.body import read_image, read_images
 from app.classifier import top_k as most_probable
 from app.engine import Answer
@@ -28,6 +28,7 @@ from app.schemas import (
 from app.service import Outcome, Service
 
 MAX_TOP_K = 1000
+DEFAULT_TOP_K = 5
 
 
 def _service(request: Request) -> Service:
@@ -36,7 +37,7 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _check_key(request: Request) -> None:
+def check_key(request: Request) -> None:
     keys = _service(request).keys
     if keys is not None:
         keys.check(request.headers)
@@ -57,6 +58,9 @@ ServiceDependency = Annotated[Service, Depends(_service)]
 TimeoutDependency = Annotated[float, Depends(_timeout_seconds)]
 TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most all the model has")]
 
+Explain = Annotated[bool, Query(description="say where in the image the evidence for the most probable class lies")]
+ClassIndex = Annotated[int | None, Query(ge=0, description="say it of this class, whether or not `explain` is given")]
+
 PROBLEMS = {
     400: "The body is empty, or not the multipart, JSON or base64 it claims to be.",
     401: "No valid API key (only where keys are configured).",
@@ -68,14 +72,14 @@ PROBLEMS = {
     503: "Overloaded or draining; `Retry-After` says when to come back.",
     504: "The deadline passed.",
 }
+RETRY_AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {PROBLEM_JSON: {"schema": Problem.model_json_schema()}}
     responses: dict[int | str, dict[str, Any]] = {one: {"description": PROBLEMS[one], "content": content} for one in statuses}
     if 503 in responses:
-        retry_after = {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
-        responses[503]["headers"] = {"Retry-After": retry_after}
+        responses[503]["headers"] = RETRY_AFTER
     return responses
 
 
@@ -91,7 +95,7 @@ _FILES_FORM = {
     "properties": {"files": {"type": "array", "minItems": 1, "items": _BINARY["schema"]}},
 }
 
-predict_router = APIRouter(dependencies=[Depends(_check_key)], tags=["predict"])
+predict_router = APIRouter(dependencies=[Depends(check_key)], tags=["predict"])
 router = APIRouter(tags=["operate"])
 
 
@@ -109,16 +113,20 @@ router = APIRouter(tags=["operate"])
     ),
 )
 async def predict(
-    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = 5
+    request: Request,
+    service: ServiceDependency,
+    timeout_seconds: TimeoutDependency,
+    top_k: TopK = DEFAULT_TOP_K,
+    explain: Explain = False,
+    class_index: ClassIndex = None,
 ) -> Response:
     """The most probable classes of one image, and whether the model stands by its answer (`accepted`)."""
+    explainer = service.explainer(class_index) if explain or class_index is not None else None
     image = await read_image(request, service.limits)
-    [outcome] = await service.classify([image], request.receive, timeout_seconds)
+    [outcome] = await service.classify([image], request.receive, timeout_seconds, explainer)
     if isinstance(outcome, BaseException):
         raise outcome
-    trace = trace_of(request.scope)
-    trace.stages = {"decode": outcome.decode_seconds, "queue": outcome.queue_seconds, "infer": outcome.infer_seconds}
-    return _json({"model": _model(service), **_result(service, outcome, top_k), "request_id": trace.request_id})
+    return Response(predict_answer(service, outcome, top_k, trace_of(request.scope)), media_type="application/json")
 
 
 @predict_router.post(
@@ -128,7 +136,7 @@ async def predict(
     openapi_extra=_body({"multipart/form-data": {"schema": _FILES_FORM}}),
 )
 async def predict_batch(
-    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = 5
+    request: Request, service: ServiceDependency, timeout_seconds: TimeoutDependency, top_k: TopK = DEFAULT_TOP_K
 ) -> Response:
     """One result per image, in the order sent: its predictions, or a problem of its own."""
     images = await read_images(request, service.limits, field="files")
@@ -181,7 +189,17 @@ async def readyz(service: ServiceDependency) -> Response:
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(service: ServiceDependency) -> Response:
     """Text exposition format 0.0.4."""
-    return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace) -> bytes:
+    """The JSON of one image's answer; the times it took go to the trace."""
+    trace.stages = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "infer": answer.infer_seconds}
+    content = {"model": _model(service), **_result(service, answer, k), "request_id": trace.request_id}
+    if answer.explanation is not None:
+        trace.stages["explain"] = answer.explain_seconds
+        content["explanation"] = answer.explanation
+    return orjson.dumps(content)
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
@@ -201,7 +219,7 @@ def _result(service: Service, answer: Answer, k: int) -> dict[str, Any]:
             {"label": spec.labels[index], "class_index": index, "probability": round(probability, 7)}
             for index, probability in best
         ],
-        "accepted": spec.accept is None or best[0][1] >= spec.accept.threshold,
+        "accepted": spec.accepts(best[0][1]),
     }
 
 

@@ -32,6 +32,27 @@ class Prediction(Wire):
     probability: float = Field(ge=0, le=1, description="calibrated: of answers at 0.9, about 90 % are right")
 
 
+class Explanation(Wire):
+    """Where in the image the evidence for one class lies."""
+
+    method: Literal["class_activation_map", "occlusion"]
+    label: str
+    class_index: int
+    passes: int = Field(description="how often the network ran for this answer")
+    evidence: list[list[float]] = Field(
+        description=(
+            "rows of places, the highest speak most for the class. class_activation_map: what each place adds to the class's "
+            "logit, over the mean of all classes; occlusion: how much ln(probability) falls when the place is covered"
+        )
+    )
+    box: list[float] = Field(
+        min_length=4,
+        max_length=4,
+        description="where the places lie in the upright image: left, top, right, bottom, in shares of its width and height",
+    )
+    overlay: str = Field(description="base64 of a transparent PNG of the image's shape, to lay over the whole upright image")
+
+
 class PredictAnswer(Wire):
     """Answer of `POST /predict`."""
 
@@ -39,6 +60,7 @@ class PredictAnswer(Wire):
     predictions: list[Prediction] = Field(description="most probable first")
     accepted: bool = Field(description="false: under the model's accept threshold, treat as none of these")
     request_id: str
+    explanation: Explanation | None = Field(default=None, description="where it was asked for")
 
 
 class Problem(Wire):

@@ -13,18 +13,23 @@ from typing import Literal, Self
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from app.body import BodyLimits
+from app.board import PERIOD_SECONDS, Board
+from app.body import BodyLimits, HeldBodies
+from app.cache import AnswerCache
 from app.classifier import Classifier
-from app.engine import Answer, Engine
-from app.errors import DeadlineExceededError
+from app.engine import Answer, Engine, Source
+from app.errors import BadParameterError, DeadlineExceededError
+from app.explain import Explainer
 from app.keys import ApiKeys
-from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics
+from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics, merge
 from app.settings import Settings
 from app.threads import usable_threads
 
 log = logging.getLogger("convserve")
 
 Outcome = Answer | BaseException
+
+UNWATCHED_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -37,62 +42,115 @@ class Service:
     metrics: Metrics
     limits: BodyLimits
     keys: ApiKeys | None
+    cache: AnswerCache | None = None
+    board: Board | None = None
     started_at: float = field(default_factory=time.monotonic)
     draining: bool = False
 
     @classmethod
-    def create(cls, settings: Settings) -> Self:
+    def create(cls, settings: Settings, board: Board | None = None) -> Self:
         """Loads and proves the model. Raises: ModelError, SettingsError."""
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
-        classifier = Classifier.load(settings.model, device=settings.device)
+        threads = max(1, (settings.threads or usable_threads()) // settings.workers)
+        classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads)
+        quick = classifier.is_quick
         metrics = Metrics()
         engine = Engine(
             classifier,
             metrics,
-            threads=settings.threads or usable_threads(),
-            max_batch_size=settings.max_batch_size,
+            threads=1 if quick and not settings.threads else threads,
+            max_batch_size=settings.max_batch_size or (32 if quick else 4),
             max_wait_seconds=settings.max_wait_ms / 1000,
             max_queue_size=settings.max_queue_size,
             max_pixels=settings.max_pixels,
         )
         max_images = min(settings.max_images_per_request, settings.max_queue_size)  # more would be refused for ever
-        limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images)
-        service = cls(settings, classifier, engine, metrics, limits, keys)
+        held = HeldBodies(max(settings.max_queue_bytes, settings.max_body_bytes), engine.estimated_wait_seconds)
+        limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images, held)
+        cache = AnswerCache(settings.cache_bytes, metrics) if settings.cache_bytes else None
+        service = cls(settings, classifier, engine, metrics, limits, keys, cache, board)
         service._describe()
         return service
 
     @property
     def status(self) -> Literal["ok", "draining", "stalled"]:
-        """ok, draining or stalled."""
+        """ok, draining or stalled; of several workers the worst."""
         if self.draining:
             return "draining"
         return "ok" if self.is_live else "stalled"
 
     @property
     def is_live(self) -> bool:
-        """The engine makes progress."""
+        """The engine makes progress, and that of every other worker."""
+        stalled = [seconds + float(note.partition(b"\n")[0]) - 2 * PERIOD_SECONDS for seconds, note in self._notes()]
+        return self._own_is_live and max(stalled, default=0.0) <= self.settings.stall_seconds
+
+    @property
+    def _own_is_live(self) -> bool:
         return self.engine.stalled_seconds() <= self.settings.stall_seconds
 
-    async def classify(self, images: Sequence[bytes], receive: Receive, timeout_seconds: float) -> list[Outcome]:
-        """One outcome per encoded image, in order: an Answer or the exception that image ended with.
+    def render_metrics(self) -> bytes:
+        """The text exposition of this worker and all others."""
+        own = self.metrics.render()
+        notes = [note.partition(b"\n")[2] for _, note in self._notes()]
+        return merge([own, *notes]) if notes else own
+
+    async def keep_posting(self) -> None:
+        """Lets the other workers know how this one is, for as long as it runs."""
+        while self.board is not None:
+            self.board.write(b"%f\n" % self.engine.stalled_seconds() + self.metrics.render())
+            await asyncio.sleep(PERIOD_SECONDS)
+
+    def _notes(self) -> list[tuple[float, bytes]]:
+        return self.board.others() if self.board else []
+
+    def explainer(self, class_index: int | None) -> Explainer:
+        """What answers an image with an explanation. Raises: BadParameterError when there is no such class."""
+        n_classes = len(self.classifier.spec.labels)
+        if class_index is not None and class_index >= n_classes:
+            raise BadParameterError(f"class_index: the model has {n_classes} classes, so give 0 to {n_classes - 1}")
+        return Explainer(self.classifier, class_index, self.settings.max_pixels)
+
+    async def classify(
+        self, images: Sequence[Source], receive: Receive, timeout_seconds: float, explainer: Explainer | None = None
+    ) -> list[Outcome]:
+        """One outcome per image, in order: an Answer or the exception that image ended with.
 
         Raises: OverloadedError, DrainingError, DeadlineExceededError for all of them; ClientDisconnect.
         """
-        futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds)
-        everything = asyncio.gather(*futures, return_exceptions=True)
-        watch = asyncio.create_task(_cancel_when_gone(receive, everything))
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                outcomes = await everything
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within {timeout_seconds:g} s") from error
-        except asyncio.CancelledError as error:
-            if watch.done():
-                raise ClientDisconnect from error
-            raise
-        finally:
-            watch.cancel()
+        if self.cache is None or explainer:
+            outcomes = await self._run(images, receive, timeout_seconds, explainer)
+        else:
+            outcomes = await self._recall_or_run(self.cache, images, receive, timeout_seconds)
         self._observe(outcomes)
+        return outcomes
+
+    async def _recall_or_run(
+        self, cache: AnswerCache, images: Sequence[Source], receive: Receive, timeout_seconds: float
+    ) -> list[Outcome]:
+        found = [cache.find(image) for image in images]
+        unknown = [image for image, (_, row) in zip(images, found, strict=True) if row is None]
+        fresh = iter(await self._run(unknown, receive, timeout_seconds) if unknown else ())
+        outcomes = [next(fresh) if row is None else Answer(row, 0.0, 0.0, 0.0, 0) for _, row in found]
+        for (key, _), outcome in zip(found, outcomes, strict=True):
+            if isinstance(outcome, Answer):
+                cache.keep(key, outcome.probabilities)
+        return outcomes
+
+    async def _run(
+        self, images: Sequence[Source], receive: Receive, timeout_seconds: float, explainer: Explainer | None = None
+    ) -> list[Outcome]:
+        passes = explainer.passes if explainer else 1
+        futures = self.engine.submit(images, deadline=time.monotonic() + timeout_seconds, run=explainer, passes=passes)
+        watch = _Watch(futures, receive, timeout_seconds)
+        try:
+            outcomes: list[Outcome] = [await _end(future) for future in futures]
+        except asyncio.CancelledError:
+            if watch.error is None:
+                raise
+            raise watch.error from None
+        finally:
+            watch.end()
         return outcomes
 
     def _observe(self, outcomes: Sequence[Outcome]) -> None:
@@ -100,7 +158,7 @@ class Service:
             if isinstance(outcome, Answer):
                 best = int(outcome.probabilities.argmax())
                 label = self.classifier.spec.labels[best] if best < MAX_LABELS else OTHER_LABEL
-                self.metrics.predictions.labels(label).inc()
+                self.metrics.prediction(label).inc()
                 self.metrics.top_probability.observe(float(outcome.probabilities[best]))
 
     def _describe(self) -> None:
@@ -109,11 +167,56 @@ class Service:
         self.metrics.model_info.labels(spec.name, spec.version, self.classifier.sha256, self.classifier.provider).set(1)
         self.metrics.queue_depth.set_function(lambda: self.engine.queue_depth)
         self.metrics.estimated_wait_seconds.set_function(self.engine.estimated_wait_seconds)
-        self.metrics.ready.set_function(lambda: float(self.status == "ok"))
+        self.metrics.ready.set_function(lambda: float(self._own_is_live and not self.draining))
 
 
-async def _cancel_when_gone(receive: Receive, everything: asyncio.Future[list[Outcome]]) -> None:
-    """Waits for the client to leave, and cancels what is not yet running for it."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    everything.cancel()
+async def _end(future: asyncio.Future[Answer]) -> Outcome:
+    try:
+        return await future
+    except Exception as error:
+        return error
+
+
+class _Watch:
+    """Cancels a request's images when its time is up or its client leaves; `error` then says which.
+
+    Nobody listens for the client in the first `UNWATCHED_SECONDS`: most are answered by then, and a task costs 6 µs.
+    """
+
+    def __init__(self, futures: Sequence[asyncio.Future[Answer]], receive: Receive, timeout_seconds: float) -> None:
+        self.error: Exception | None = None
+        self._futures = futures
+        self._receive = receive
+        self._timeout_seconds = timeout_seconds
+        self._listener: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(min(timeout_seconds, UNWATCHED_SECONDS), self._look)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
+        for future in self._futures:
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # seen, also if another image ended the request
+
+    def _look(self) -> None:
+        left = self._timeout_seconds - UNWATCHED_SECONDS
+        if left <= 0:
+            self._expire()
+        else:
+            self._timer = self._loop.call_later(left, self._expire)
+            self._listener = self._loop.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._cancel(ClientDisconnect())
+
+    def _expire(self) -> None:
+        self._cancel(DeadlineExceededError(f"no answer within {self._timeout_seconds:g} s"))
+
+    def _cancel(self, error: Exception) -> None:
+        self.error = error
+        for future in self._futures:
+            future.cancel()

@@ -28,10 +28,20 @@ class Settings(BaseSettings):
     host: str = Field(default="0.0.0.0", description="address to listen on; 0.0.0.0 because a container has one job")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Device = Field(default="auto", description="cuda refuses to start where CUDA does not load")
-    threads: int = Field(default=0, ge=0, le=1024, description="threads that decode and compute; 0 = CPU quota")
-    max_batch_size: int = Field(default=4, ge=1, le=1024, description="images run together; more gains nothing on a CPU")
+    workers: int = Field(
+        default=1, ge=1, le=64, description="processes on the port, for small models; threads, queue and cache are shared out"
+    )
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="threads that decode and compute; 0 = CPU quota, 1 for models under 2 ms"
+    )
+    max_batch_size: int | None = Field(
+        default=None, ge=1, le=1024, description="images run together; None = 4, enough on a CPU, or 32 for models under 2 ms"
+    )
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="how long a batch waits to fill; 0 = never wait")
     max_queue_size: int = Field(default=256, ge=1, description="images waiting or running; more are refused with 503")
+    max_queue_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="bytes of bodies held at once; never less than MAX_BODY_BYTES"
+    )
     request_timeout_ms: float = Field(default=10_000, gt=0, description="deadline of a request that brings none")
     body_timeout_ms: float = Field(default=30_000, gt=0, description="how long a request body may take to arrive")
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="bytes of one request body")
@@ -43,8 +53,10 @@ class Settings(BaseSettings):
         default=5, ge=0, description="serving goes on this long after SIGTERM, until load balancers have noticed"
     )
     stall_seconds: float = Field(default=60, gt=0, description="a batch that runs longer turns /livez red")
+    cache_bytes: int = Field(default=0, ge=0, description="bytes of answers kept for images that come again; 0 = none")
     api_keys_file: Path | None = Field(default=None, description="file with one API key per line; none = no keys asked")
     cors_origins: tuple[str, ...] = Field(default=(), description='JSON list of browser origins let in, or ["*"]')
+    playground: bool = Field(default=True, description="the page at / for people with a browser")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

@@ -152,6 +152,10 @@ class ModelSpec(Frozen):
             raise ValueError("each golden needs one probability per label")
         return self
 
+    def accepts(self, top_probability: float) -> bool:
+        """Whether an answer with this top probability counts."""
+        return self.accept is None or top_probability >= self.accept.threshold
+
     def to_metadata(self) -> dict[str, str]:
         """The ONNX metadata: our key, and the keys other readers look for.
 

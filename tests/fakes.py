@@ -26,13 +26,15 @@ class FakeClassifier(Classifier):
         self.gate.set()
         self.seen: list[int] = []  # first red of every image that came, also of failed batches
         self.batches: list[int] = []
+        self.alone: list[bool] = []  # which of them were told to be alone
 
     @property
     def provider(self) -> str:
         return "none"
 
-    def __call__(self, batch: Pixels) -> Probabilities:
+    def __call__(self, batch: Pixels, *, alone: bool = False) -> Probabilities:
         """One-hot rows."""
+        self.alone.append(alone)
         reds = [int(red) for red in batch[:, 0, 0, 0]]
         self.batches.append(len(batch))
         self.seen += reds

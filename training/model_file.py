@@ -11,16 +11,18 @@ from app.classifier import INPUT, OUTPUT, Classifier, Probabilities
 from app.image import decode, fit
 from app.spec import Golden, InputSpec, ModelSpec
 from training.files import write_bytes
+from training.maps import add_maps
 
 # Other processors and onnxruntime versions differ by 1e-6; a wrong filter, scale or channel order by 1e-2 and more.
 GOLDEN_TOLERANCE = 1e-3
 
 
 def write_model(model: onnx.ModelProto, spec: ModelSpec, unfinished: Path, *, threads: int) -> Classifier:
-    """Writes the graph with its spec, and loads it as a server would.
+    """Writes the graph with its spec, and with activation maps where it allows them, and loads it as a server would.
 
     Raises: ModelError when the file cannot prove itself, TrainingError when it cannot be written.
     """
+    add_maps(model)
     onnx.helper.set_model_props(model, spec.to_metadata())
     write_bytes(unfinished, model.SerializeToString(deterministic=True))
     return Classifier.load(unfinished, device="cpu", threads=threads)

@@ -66,7 +66,7 @@ class ResidualNet:
                 stride = 2 if stage and not block else 1
                 layers.append(Block(channels, width, stride, shortcut=self.shortcuts))
                 channels = width
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, n_classes))
+        return nn.Sequential(*layers, Mean(), nn.Linear(channels, n_classes))
 
 
 class Block(nn.Module):
@@ -114,6 +114,14 @@ class PretrainedNet:
 
 
 Network = PlainNet | ResidualNet | PretrainedNet
+
+
+class Mean(nn.Module):
+    """The mean over all places, as one node: torch exports its own pooling to one place as a table of indices."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(batch, channels, height, width)` → `(batch, channels)`."""
+        return features.mean(dim=(2, 3))
 
 
 class Crop(nn.Module):

@@ -21,6 +21,7 @@ from app.classifier import INPUT
 from app.image import Pixels
 from training.errors import TrainingError
 from training.gptq import Array, Range, choose_range, round_layer
+from training.maps import without_maps
 from training.model_file import open_session
 
 MIN_OPSET = 13  # the first with a scale per channel
@@ -42,7 +43,7 @@ def quantize_graph(model: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
     opset = max((entry.version for entry in model.opset_import if entry.domain == ""), default=0)
     if opset < MIN_OPSET:
         raise TrainingError(f"the model's opset is {opset}, and {MIN_OPSET} is the first that can be quantised: export it anew")
-    return _Rewriting(_simplify(model), pixels, opset).run(model.ir_version)
+    return _Rewriting(_simplify(without_maps(model)), pixels, opset).run(model.ir_version)
 
 
 def _simplify(model: onnx.ModelProto) -> onnx.GraphProto:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.conftest import BODY_TIMEOUT_MS, MAX_BODY_BYTES, MAX_IMAGES_PER_REQUEST
 from tests.models import png
-from tests.service import ServiceProcess, assert_problem
+from tests.service import ServiceProcess, assert_problem, serve
 
 PICTURE = png((255, 0, 0))
 MEBIBYTE = b"\0" * 2**20
@@ -207,3 +207,19 @@ def test_a_file_larger_than_a_mebibyte_stays_in_memory_and_is_read_whole(client:
     padded = PICTURE.ljust(5 * 2**20, b"\0")
     for body in (form(part("file", padded)), {"json": {"image": base64.b64encode(padded).decode()}}):
         assert client.post("/predict", **body).json()["predictions"][0]["label"] == "red"
+
+
+def test_bodies_held_by_others_are_bounded_and_given_back(colours: Path) -> None:
+    """Half a body of somebody else's is held: there is no room for more until he leaves."""
+    with serve(model=colours, max_body_bytes=2**20, max_queue_bytes=2**20) as process, process.client() as client:
+        connection = process.connection()
+        connection.putrequest("POST", "/predict")
+        connection.putheader("Content-Length", str(2**20))
+        connection.endheaders(MEBIBYTE[:-1])
+        time.sleep(0.5)  # to be read
+        problem = assert_problem(client.post("/predict", content=PICTURE), 503, "overloaded")
+        assert problem.retry_after_seconds is not None
+        connection.close()
+        while client.post("/predict", content=PICTURE).status_code == 503:
+            pass
+        assert client.post("/predict", content=PICTURE.ljust(2**20, b"\0")).status_code == 200

@@ -131,6 +131,18 @@ def test_a_batch_has_one_right_row_per_image(colours: Path, size: int) -> None:
         assert row.tolist() == pytest.approx(colour_probabilities(pixels.mean((0, 1))), abs=1e-5)
 
 
+@pytest.mark.parametrize(("repeats", "threads_alone"), [(20, 2), (0, 1)], ids=["a slow model", "a fast one"])
+def test_a_call_that_is_alone_shares_its_work_among_threads_where_that_pays(
+    tmp_path: Path, repeats: int, threads_alone: int
+) -> None:
+    classifier = Classifier.load(write_colour_model(tmp_path / "model.onnx", repeats=repeats), device="cpu", threads_alone=2)
+    assert classifier._session_alone.get_session_options().intra_op_num_threads == threads_alone
+    assert classifier.is_quick is (repeats == 0)
+    assert classifier._session.get_session_options().intra_op_num_threads == 1
+    batch = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), np.uint8)
+    assert classifier(batch, alone=True).tolist()[0] == pytest.approx(classifier(batch).tolist()[0], abs=1e-6)
+
+
 def test_a_loaded_model_knows_what_it_is(colours: Path) -> None:
     classifier = Classifier.load(colours, device="cpu", threads=2)
     assert classifier.spec.labels == COLOURS

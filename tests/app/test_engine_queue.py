@@ -135,6 +135,19 @@ def test_without_max_wait_nobody_waits_and_what_queued_meanwhile_runs_together()
     assert asyncio.run(scenario()) == [1, 1, 4, 2]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_only_the_single_image_in_flight_counts_as_alone(threads: int) -> None:
+    async def scenario() -> list[bool]:
+        fake = FakeClassifier(seconds_per_image=0.05)
+        async with running(fake, threads=threads, max_batch_size=1) as engine:
+            fake.alone.clear()
+            await ends(engine.submit([image(0)], deadline=soon()))
+            await ends(engine.submit([image(0)] * 3, deadline=soon()))
+            return fake.alone
+
+    assert asyncio.run(scenario())[:2] == [True, False]
+
+
 def outcome_counts(work: Callable[[Engine, FakeClassifier], Coroutine[Any, Any, None]]) -> dict[str, float]:
     """What `convserve_images_total` says after `work`, without the warm-up and the blocker, that are classified."""
 

@@ -891,3 +891,47 @@ def test_crop_never_leaves_an_image_of_any_size() -> None:
     spec = InputSpec(height=224, width=224, channels=1, resize="crop")
     for side in range(1, 400):  # 29 and others put the box outside by 1e-15
         assert fit(Image.new("L", (side, side + 7), 7), spec).max() == 7
+
+
+def outcome(data: bytes, spec: InputSpec) -> list[object] | type[Exception]:
+    """Mode, size and pixels, or the kind of error."""
+    try:
+        image = decode(data, spec)
+    except ConvServeError as error:
+        return type(error)
+    return [image.mode, image.size, image.tobytes()]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    side=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 2**32 - 1),
+    level=st.integers(0, 9),
+    spec=st.sampled_from([GREY, RGB]),
+)
+def test_a_plain_png_decodes_as_by_pillows_reader(
+    side: tuple[int, int], channels: int, seed: int, level: int, spec: InputSpec
+) -> None:
+    """A byte after the end, which says nothing, sends the same picture to the reader."""
+    levels = np.random.default_rng(seed).integers(0, 256, (*side, channels), np.uint8).cumsum(axis=1, dtype=np.uint8)
+    data = encode(levels.squeeze(2) if channels == 1 else levels, "PNG", compress_level=level)
+    assert outcome(data, spec) == outcome(data + b"\0", spec)
+
+
+def test_a_plain_png_with_a_changed_byte_ends_as_by_pillows_reader() -> None:
+    data = encode(np.arange(63, dtype=np.uint8).reshape(7, 9), "PNG")
+    length = int.from_bytes(data[33:37])
+    for position in range(8, len(data)):
+        broken = bytearray(data)
+        broken[position] ^= 0x11
+        resealed = bytearray(broken)  # broken inside sound checksums
+        resealed[29:33] = zlib.crc32(broken[12:29]).to_bytes(4)
+        resealed[41 + length : 45 + length] = zlib.crc32(broken[37 : 41 + length]).to_bytes(4)
+        for one in (bytes(broken), bytes(resealed)):
+            assert outcome(one, GREY) == outcome(one + b"\0", GREY), position
+
+
+def test_a_plain_png_of_too_many_pixels_is_refused() -> None:
+    with pytest.raises(TooLargeError):
+        decode(encode(np.zeros((30, 30), np.uint8), "PNG"), GREY, max_pixels=899)

@@ -56,6 +56,31 @@ def sheet_with(digit: Grey, rng: np.random.Generator, *, share: float, size: tup
     return Image.fromarray(paper.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.2))
 
 
+def by_definition(image: Image.Image) -> Image.Image:
+    """`light_on_dark` as numpy says it."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    low, high = np.percentile(pixels, [1, 99])
+    middle = (low + high) / 2 if high - low > 16 else 127.5
+    return Image.fromarray(255 - pixels) if np.median(border) > middle else image
+
+
+def test_polarity_is_that_of_the_percentiles_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [original(path) for path in DIGITS]
+    pictures += [255 - digit for digit in pictures]
+    for _ in range(600):
+        low, high = sorted(rng.integers(0, 256, 2))
+        pictures.append(rng.integers(low, high + 1, rng.integers(1, 40, 2), np.uint8))
+    turned = 0
+    for picture in pictures:
+        image = Image.fromarray(picture)
+        found = light_on_dark(image)
+        assert found.tobytes() == by_definition(image).tobytes()
+        turned += found is not image
+    assert 0 < turned < len(pictures)
+
+
 @pytest.mark.parametrize("path", ONE_OF_EACH, ids=lambda path: path.parent.name)
 def test_an_mnist_digit_passes_unchanged(path: Path) -> None:
     assert np.array_equal(seen(path.read_bytes()), original(path))
@@ -136,7 +161,7 @@ def test_a_stroke_of_two_parts_keeps_both() -> None:
 def test_the_strokes_fill_their_box_and_lie_at_the_centre(width: int, height: int, stroke: tuple[int, int, int, int]) -> None:
     image = Image.new("L", (320, 300), 10)
     ImageDraw.Draw(image).rectangle(stroke, fill=230)
-    framed = frame_ink(image, width, height, Image.Resampling.BILINEAR)
+    framed, _ = frame_ink(image, width, height, Image.Resampling.BILINEAR)
     assert framed.size == (width, height)
     left, top, right, bottom = framed.point(lambda level: 255 if level > 64 else 0).getbbox() or (0, 0, 0, 0)
     fill = max((right - left) / (width * BOX_SHARE), (bottom - top) / (height * BOX_SHARE))
@@ -192,5 +217,5 @@ def test_a_maze_of_strokes_takes_no_longer_than_a_digit() -> None:
     maze[::2] = 255
     maze[1::4, -1] = maze[3::4, 0] = 255
     start = time.perf_counter()
-    assert frame_ink(Image.fromarray(maze), 28, 28, Image.Resampling.BILINEAR).size == (28, 28)
+    assert frame_ink(Image.fromarray(maze), 28, 28, Image.Resampling.BILINEAR)[0].size == (28, 28)
     assert time.perf_counter() - start < 2

@@ -93,10 +93,11 @@ def test_the_version_is_the_packages() -> None:
     assert run_app("--version").stdout == f"ConvServe {__version__}\n"
 
 
-def test_the_port_is_closed_until_the_service_is_ready(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_port_is_closed_until_the_service_is_ready(tmp_path: Path, workers: int) -> None:
     """The model takes more than a second to prove and warm up: whoever is let in meanwhile waits too long for an answer."""
     port = free_port()
-    process = ServiceProcess(model=write_colour_model(tmp_path / "slow.onnx", repeats=400), port=port)
+    process = ServiceProcess(model=write_colour_model(tmp_path / "slow.onnx", repeats=400), port=port, workers=workers)
     try:
         refused, status = 0, 0
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -120,6 +121,7 @@ def test_the_serving_line_says_what_serves_how(tmp_path: Path) -> None:
         assert line["model"] == "colours 1"
         assert json.loads(line["figures"]) == {"validation": {"n": 10, "accuracy": 0.9, "ece": 0.01}}
         assert (line["provider"], line["threads"], line["classes"]) == ("CPUExecutionProvider", 3, 3)
+        assert line["max_batch_size"] == 32  # its model is quick
         assert line["address"] == f"127.0.0.1:{process.port}"
 
 
@@ -164,13 +166,14 @@ class Load:
         return True
 
 
-def test_sigterm_under_load_loses_no_request(colours: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_under_load_loses_no_request(colours: Path, workers: int) -> None:
     """Counted twice: what clients got, and what the service's log says it read.
 
     The one loss that no server can prevent is a request that arrives on a connection while that connection is being closed,
     after the drain. It must be one that was never read: the log and the clients agree on the number of answers.
     """
-    with serve(model=colours, threads=2, drain_seconds=DRAIN_SECONDS) as process:
+    with serve(model=colours, threads=2, drain_seconds=DRAIN_SECONDS, workers=workers) as process:
         load = Load(process, clients=8)
         time.sleep(0.3)
         terminated_at = time.monotonic()
