@@ -56,7 +56,7 @@ def files(podman: Podman, image: str, tmp_path_factory: pytest.TempPathFactory) 
 def running(podman: Podman, image: str) -> Iterator[Container]:
     """The container as the Deployment runs it."""
     begun = time.monotonic()
-    with container(podman, image, *free_ports(1), AS_IN_THE_MANIFEST) as one:
+    with container(podman, image, free_ports(1)[0], AS_IN_THE_MANIFEST) as one:
         one.wait_until_ready()
         assert time.monotonic() - begun < MAX_SECONDS_TO_READY
         yield one
