@@ -82,7 +82,7 @@ k8s-check: $(DEV) $(OPS) ## render every overlay and component and check them ag
 
 sbom: $(OPS) ## write build/sbom.cdx.json: what the image's Python packages are, with their hashes
 	@mkdir -p build
-	@.venv-ops/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.cdx.json requirements/serve.txt
+	@.venv-ops/bin/cyclonedx-py requirements --output-reproducible --of JSON -o build/sbom.cdx.json requirements/serve.txt
 
 vulnerabilities: $(OPS) ## look up the locked packages in the public list of known vulnerabilities (needs a network)
 	@.venv-ops/bin/pip-audit --require-hashes --disable-pip -r requirements/serve.txt

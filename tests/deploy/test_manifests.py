@@ -166,6 +166,6 @@ def test_images_carry_the_version_of_the_package(rendered: dict[str, list[Manife
 def test_checkov_finds_nothing_that_is_not_justified(rendered: dict[str, list[Manifest]], tmp_path: Path) -> None:
     for name, manifests in rendered.items():
         (tmp_path / f"{name.replace('/', '-')}.yaml").write_text(yaml.safe_dump_all(manifests))
-    options = ["--quiet", "--compact", "--skip-download", "--config-file", ROOT / ".checkov.yaml"]
+    options: list[str | Path] = ["--quiet", "--compact", "--skip-download", "--config-file", ROOT / ".checkov.yaml"]
     run([tool("checkov"), "--directory", tmp_path, "--framework", "kubernetes", *options])
     run([tool("checkov"), "--file", *DOCKERFILES, "--framework", "dockerfile", *options])
