@@ -6,7 +6,7 @@ ARG BASE=docker.io/library/debian:bookworm-slim
 
 # Python of the base's own distribution, so that its security updates are the base's; a base that has Python keeps its own.
 # Bytecode is unchecked: a build that sets all file times to one (reproducibly) would make checked bytecode stale, and a
-# read-only root could not replace it: 0.6 s of every start.
+# read-only root could not replace it: a second of every start.
 # hadolint ignore=DL3006
 FROM ${BASE} AS python
 # hadolint ignore=DL3008
