@@ -1,4 +1,4 @@
-"""Puts the application together: `create_app(settings)` loads the model, and the lifespan starts and closes the engine."""
+"""Puts the application together: its lifespan starts and closes the engine."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,24 +13,19 @@ from starlette.responses import Response
 
 from app import __version__
 from app.access import AccessMiddleware, refuse
-from app.board import Board
 from app.errors import ConvServeError
 from app.open_inference import router as open_inference_router
 from app.pages import playground_router
 from app.routes import predict_router, router
 from app.service import Service
-from app.settings import Settings
 from app.shortcut import PredictShortcut
 
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
 
 
-def create_app(settings: Settings, board: Board | None = None) -> FastAPI:
-    """The ASGI application, its model loaded and proven; on the `board` it reads and writes what all workers must know.
-
-    Raises: ModelError, SettingsError.
-    """
-    service = Service.create(settings, board)
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application of a service."""
+    settings = service.settings
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:

@@ -49,7 +49,10 @@ class Service:
 
     @classmethod
     def create(cls, settings: Settings, board: Board | None = None) -> Self:
-        """Loads and proves the model. Raises: ModelError, SettingsError."""
+        """Loads and proves the model; on the `board` it reads and writes what all workers must know.
+
+        Raises: ModelError, SettingsError.
+        """
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
         threads = max(1, (settings.threads or usable_threads()) // settings.workers)
         classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads)

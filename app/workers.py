@@ -27,6 +27,7 @@ from app.board import Board
 from app.errors import ModelError, SettingsError
 from app.main import create_app
 from app.server import DrainingServer, announce
+from app.service import Service
 from app.settings import Settings
 
 log = logging.getLogger("convserve")
@@ -173,7 +174,7 @@ def _work(
             theirs.close()
     board.own = number
     try:
-        app = create_app(_share_of(settings), board)
+        app = create_app(Service.create(_share_of(settings), board))
     except (ModelError, SettingsError) as error:
         raise SystemExit(f"convserve: {error}" if number == 0 else 1) from None
     _WorkerServer(app, pairs[number][1], port, closed[number : number + 1]).run(sockets=[])

@@ -44,6 +44,7 @@ LAYERS = (
     "predict",
     "server",
     "workers",
+    "serve",
     "__main__",
 )
 NEVER_IMPORTED = {"torch", "torchvision", "onnx", "onnxscript", "training", "tests"}

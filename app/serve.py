@@ -1,0 +1,96 @@
+"""`python -m app serve`: runs the service under uvicorn, with settings from the environment.
+
+Its start is short: nothing is collected as garbage meanwhile, and the model loads while FastAPI and uvicorn are imported.
+"""
+
+import argparse
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from app import __version__
+from app.errors import ModelError, SettingsError
+from app.logs import configure_logging
+from app.service import Service
+from app.settings import PREFIX, Settings
+
+log = logging.getLogger("convserve")
+
+COMMANDS = {
+    "serve": "serves (default)",
+    "bench": "measures what a service can bear, and says which settings that asks for",
+    "predict": "classifies files and folders, by a model file or a running service",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code: 0 after a clean shutdown, 1 when the service cannot start."""
+    _parse(arguments)
+    # Until uvicorn takes over: to process 1 of a container SIGTERM means nothing by default, however long the model loads.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        settings = Settings.load()
+        configure_logging(settings.log_level, settings.log_format)
+        listener = _bind(settings.host, settings.port)
+        return _serve_in_workers(settings, listener) if settings.workers > 1 else _serve(settings, listener)
+    except (ModelError, SettingsError) as error:
+        print(f"convserve: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    with ThreadPoolExecutor(1) as pool:
+        service = pool.submit(Service.create, settings)
+        from app.main import create_app
+        from app.server import DrainingServer
+    server = DrainingServer(create_app(service.result()))
+    gc.freeze()
+    gc.enable()
+    server.run(sockets=[listener])
+    log.info("stopped")
+    return 0
+
+
+def _serve_in_workers(settings: Settings, listener: socket.socket) -> int:
+    from app.workers import serve_in_workers
+
+    gc.enable()
+    return serve_in_workers(settings, listener)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Takes the port without listening yet: clients are refused until the model is proven.
+
+    Raises: SettingsError when the address is taken or not ours.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"port {port} on {host} cannot be used: {error.strerror}: choose another with {PREFIX}PORT"
+        ) from error
+    return listener
+
+
+def _parse(arguments: Sequence[str]) -> None:
+    commands = "".join(f"\n  {name:34} {what}" for name, what in COMMANDS.items())
+    settings = "\n".join(
+        f"  {PREFIX + name.upper():34} {field.description or ''} (default: {field.get_default()})"
+        for name, field in Settings.model_fields.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m app",
+        description="Serves an image classifier over HTTP: POST an image to /predict. Stops cleanly on SIGTERM and Ctrl-C.",
+        epilog=f"commands:{commands}\n\nsettings, from the environment:\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ConvServe {__version__}")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve", help="default: serve")
+    parser.parse_args(arguments)
