@@ -273,9 +273,9 @@ async function startCamera() {
     $("capture").click(); // no camera, or no leave to use it: phones have an application for it
     return;
   }
-  showLayer("camera");
   $("camera").srcObject = now.stream;
-  await $("camera").play();
+  await $("camera").play(); // before it, a photo would have no pixels
+  showLayer("camera");
   $("shoot").focus();
 }
 
