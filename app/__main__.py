@@ -5,7 +5,10 @@ import sys
 from importlib import import_module
 
 # `main(arguments)` of app/NAME.py, imported only when asked for, so that serving starts no later.
-COMMANDS = ("bench", "predict")
+COMMANDS = {
+    "bench": "measures what a service can bear, and says which settings that asks for",
+    "predict": "classifies files and folders, by a model file or a running service",
+}
 
 
 def main() -> int:
@@ -14,7 +17,7 @@ def main() -> int:
         case [name, *arguments] if name in COMMANDS:
             return int(import_module(f"app.{name}").main(arguments))
     gc.disable()  # until all is imported: looking for garbage meanwhile takes a tenth of the start and finds none
-    return int(import_module("app.serve").main(sys.argv[1:]))
+    return int(import_module("app.serve").main(sys.argv[1:], COMMANDS))
 
 
 if __name__ == "__main__":

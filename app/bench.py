@@ -168,8 +168,9 @@ def advise(rate: float, threads: int, options: argparse.Namespace) -> list[str]:
 
 
 async def _run(options: argparse.Namespace, settings: Settings) -> None:
-    images = _read_images(options.images or settings.model)
+    images = _read_images(options.images) if options.images else []
     if not options.in_process:
+        images = images or _read_images(settings.model)
         target = HttpTarget(options.url, options.key)
         try:
             health = json.loads((await target.ask("GET", "/health"))[2])
@@ -180,6 +181,7 @@ async def _run(options: argparse.Namespace, settings: Settings) -> None:
     service = Service.create(settings)
     await service.engine.start()
     spec, threads = service.classifier.spec, service.engine.threads
+    images = images or [one.data for one in spec.goldens]
 
     async def send(image: bytes) -> int:
         try:

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -128,6 +128,11 @@ def top_k(probabilities: Probabilities, k: int) -> list[tuple[int, float]]:
     """The `k` most probable classes of one row, `(class index, probability)`, most probable first, ties by index."""
     best = np.argsort(-probabilities, kind="stable")[:k]
     return list(zip(best.tolist(), probabilities[best].tolist(), strict=True))
+
+
+def name_classes(best: Sequence[tuple[int, float]], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What `top_k` found, as it goes over the wire."""
+    return [{"label": labels[index], "class_index": index, "probability": round(probability, 7)} for index, probability in best]
 
 
 def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:

@@ -17,7 +17,7 @@ from app.body import read_body
 from app.classifier import INPUT, OUTPUT, Probabilities
 from app.engine import Answer
 from app.errors import ConvServeError, UnavailableError, UnknownModelError
-from app.routes import PROBLEMS, RETRY_AFTER, ServiceDependency, TimeoutDependency, check_key
+from app.routes import PROBLEMS, RETRY_AFTER, ServiceDependency, TimeoutDependency, check_key, json_answer
 from app.schemas import Wire
 from app.service import Outcome, Service
 from app.tensors import InferAnswer, InferRequest, Tensor, images_of, outputs_of, read_request
@@ -79,7 +79,7 @@ one_model = APIRouter()
 @router.get("/health/live", response_model=Liveness, responses={503: {"model": Liveness}})
 async def live(service: ServiceDependency) -> Response:
     """As `/livez`."""
-    return _json({"live": service.is_live}, 200 if service.is_live else 503)
+    return json_answer({"live": service.is_live}, 200 if service.is_live else 503)
 
 
 @router.get("/health/ready", response_model=Readiness, responses={503: {"model": Readiness}})
@@ -91,7 +91,7 @@ async def ready(service: ServiceDependency) -> Response:
 @router.get("", response_model=ServerMetadata, responses=_errors(401), dependencies=[_KEY])
 async def server_metadata() -> Response:
     """Name, version and the extensions of the protocol that are taken."""
-    return _json({"name": "convserve", "version": __version__, "extensions": EXTENSIONS})
+    return json_answer({"name": "convserve", "version": __version__, "extensions": EXTENSIONS})
 
 
 @one_model.get("/ready", response_model=Readiness, responses=_READINESS)
@@ -107,7 +107,7 @@ async def model_metadata(service: ServiceDependency) -> Response:
     images = {"name": INPUT, "datatype": "UINT8", "shape": [-1, *spec.input.shape]}
     probabilities = {"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(spec.labels)]}
     card = {"name": spec.name, "versions": [spec.version], "platform": "onnxruntime_onnx"}
-    return _json(card | {"inputs": [images], "outputs": [probabilities]})
+    return json_answer(card | {"inputs": [images], "outputs": [probabilities]})
 
 
 @one_model.post("/infer", responses=_ANSWERS, dependencies=[_KEY], openapi_extra={"requestBody": _BODY})
@@ -154,8 +154,4 @@ def _answer(asked: InferRequest, service: Service, rows: Probabilities, request_
 
 def _readiness(service: Service, **name: str) -> Response:
     is_ready = service.status == "ok"
-    return _json(name | {"ready": is_ready}, 200 if is_ready else 503)
-
-
-def _json(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
+    return json_answer(name | {"ready": is_ready}, 200 if is_ready else 503)

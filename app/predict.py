@@ -29,7 +29,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from app.classifier import Classifier, Probabilities, top_k
+from app.classifier import Classifier, Probabilities, name_classes, top_k
 from app.client import BATCH_SIZE, Client, Outcome, Prediction, RequestError, Result
 from app.errors import ConvServeError, TooLargeError
 from app.image import Pixels, decode, fit
@@ -136,7 +136,7 @@ def _by_model(model: Path, k: int, images: list[bytes]) -> list[Outcome]:
                 outcomes[index] = RequestError(f"the model fails on it: {row}")
                 continue
             best = top_k(row, k)
-            predictions = tuple(Prediction(spec.labels[number], number, round(probability, 7)) for number, probability in best)
+            predictions = tuple(Prediction(**one) for one in name_classes(best, spec.labels))
             outcomes[index] = Result(predictions, spec.accepts(best[0][1]))
     return [outcomes[index] for index in range(len(images))]
 

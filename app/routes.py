@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from app import __version__
 from app.access import RequestTrace, trace_of
 from app.body import read_image, read_images
+from app.classifier import name_classes
 from app.classifier import top_k as most_probable
 from app.engine import Answer
 from app.problem import MEDIA_TYPE as PROBLEM_JSON
@@ -38,9 +39,7 @@ def _service(request: Request) -> Service:
 
 
 def check_key(request: Request) -> None:
-    keys = _service(request).keys
-    if keys is not None:
-        keys.check(request.headers)
+    _service(request).check_key(request.headers)
 
 
 def _timeout_seconds(
@@ -50,8 +49,7 @@ def _timeout_seconds(
         Header(gt=0, allow_inf_nan=False, description="deadline, capped at CONVSERVE_REQUEST_TIMEOUT_MS"),
     ] = None,
 ) -> float:
-    longest = _service(request).settings.request_timeout_ms
-    return min(x_request_timeout_ms or longest, longest) / 1000
+    return _service(request).timeout_seconds(x_request_timeout_ms)
 
 
 ServiceDependency = Annotated[Service, Depends(_service)]
@@ -143,7 +141,7 @@ async def predict_batch(
     outcomes = await service.classify(images, request.receive, timeout_seconds)
     request_id = trace_of(request.scope).request_id
     results = [_result_or_problem(service, outcome, top_k, request_id) for outcome in outcomes]
-    return _json({"model": _model(service), "results": results, "request_id": request_id})
+    return json_answer({"model": _model(service), "results": results, "request_id": request_id})
 
 
 @predict_router.get("/model", summary="What the model is", response_model=ModelCard, responses=_problems(401))
@@ -151,7 +149,7 @@ async def model(service: ServiceDependency) -> Response:
     """Labels, input rule, calibration, measured figures and provenance: all the model file says of itself."""
     classifier = service.classifier
     card = classifier.spec.model_dump(mode="json", exclude={"goldens", "schema_version"})
-    return _json(card | {"sha256": classifier.sha256, "provider": classifier.provider})
+    return json_answer(card | {"sha256": classifier.sha256, "provider": classifier.provider})
 
 
 @router.get("/health", summary="How the service is", response_model=Health, responses={503: {"model": Health}})
@@ -171,19 +169,19 @@ async def health(service: ServiceDependency) -> Response:
             estimated_wait_seconds=round(engine.estimated_wait_seconds(), 6),
         ),
     )
-    return _json(answer.model_dump(), 200 if answer.status == "ok" else 503)
+    return json_answer(answer.model_dump(), 200 if answer.status == "ok" else 503)
 
 
 @router.get("/livez", summary="Liveness probe", response_model=ProbeAnswer, responses={503: {"model": ProbeAnswer}})
 async def livez(service: ServiceDependency) -> Response:
     """200 while the engine makes progress; 503 when a batch hangs or a thread died, so that the pod is restarted."""
-    return _json({"status": "live"}) if service.is_live else _json({"status": "stalled"}, 503)
+    return json_answer({"status": "live"}) if service.is_live else json_answer({"status": "stalled"}, 503)
 
 
 @router.get("/readyz", summary="Readiness probe", response_model=ProbeAnswer, responses={503: {"model": ProbeAnswer}})
 async def readyz(service: ServiceDependency) -> Response:
     """200 while the model is loaded, proven, warm and not draining."""
-    return _json({"status": "ready"}) if service.status == "ok" else _json({"status": service.status}, 503)
+    return json_answer({"status": "ready"}) if service.status == "ok" else json_answer({"status": service.status}, 503)
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -202,7 +200,8 @@ def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace
     return orjson.dumps(content)
 
 
-def _json(content: dict[str, Any], status: int = 200) -> Response:
+def json_answer(content: dict[str, Any], status: int = 200) -> Response:
+    """An answer that FastAPI need not check."""
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
@@ -215,10 +214,7 @@ def _result(service: Service, answer: Answer, k: int) -> dict[str, Any]:
     spec = service.classifier.spec
     best = most_probable(answer.probabilities, k)
     return {
-        "predictions": [
-            {"label": spec.labels[index], "class_index": index, "probability": round(probability, 7)}
-            for index, probability in best
-        ],
+        "predictions": name_classes(best, spec.labels),
         "accepted": spec.accepts(best[0][1]),
     }
 

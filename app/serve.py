@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from app import __version__
@@ -20,16 +20,10 @@ from app.settings import PREFIX, Settings
 
 log = logging.getLogger("convserve")
 
-COMMANDS = {
-    "serve": "serves (default)",
-    "bench": "measures what a service can bear, and says which settings that asks for",
-    "predict": "classifies files and folders, by a model file or a running service",
-}
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Returns the exit code: 0 after a clean shutdown, 1 when the service cannot start."""
-    _parse(arguments)
+def main(arguments: Sequence[str], others: Mapping[str, str]) -> int:
+    """Returns the exit code: 0 after a clean shutdown, 1 when the service cannot start. `others` are the commands beside it."""
+    _parse(arguments, {"serve": "serves (default)", **others})
     # Until uvicorn takes over: to process 1 of a container SIGTERM means nothing by default, however long the model loads.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
@@ -79,8 +73,8 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _parse(arguments: Sequence[str]) -> None:
-    commands = "".join(f"\n  {name:34} {what}" for name, what in COMMANDS.items())
+def _parse(arguments: Sequence[str], commands: Mapping[str, str]) -> None:
+    listing = "".join(f"\n  {name:34} {what}" for name, what in commands.items())
     settings = "\n".join(
         f"  {PREFIX + name.upper():34} {field.description or ''} (default: {field.get_default()})"
         for name, field in Settings.model_fields.items()
@@ -88,9 +82,9 @@ def _parse(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m app",
         description="Serves an image classifier over HTTP: POST an image to /predict. Stops cleanly on SIGTERM and Ctrl-C.",
-        epilog=f"commands:{commands}\n\nsettings, from the environment:\n{settings}",
+        epilog=f"commands:{listing}\n\nsettings, from the environment:\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ConvServe {__version__}")
-    parser.add_argument("command", nargs="?", choices=COMMANDS, default="serve", help="default: serve")
+    parser.add_argument("command", nargs="?", choices=commands, default="serve", help="default: serve")
     parser.parse_args(arguments)

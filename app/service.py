@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
@@ -106,6 +107,16 @@ class Service:
 
     def _notes(self) -> list[tuple[float, bytes]]:
         return self.board.others() if self.board else []
+
+    def check_key(self, headers: Headers) -> None:
+        """Raises: UnauthorizedError when keys are asked for and the request brings none of them."""
+        if self.keys is not None:
+            self.keys.check(headers)
+
+    def timeout_seconds(self, milliseconds: float | None) -> float:
+        """The deadline of a request that asks for `milliseconds`, which can only shorten the operator's."""
+        longest = self.settings.request_timeout_ms
+        return min(milliseconds or longest, longest) / 1000
 
     def explainer(self, class_index: int | None) -> Explainer:
         """What answers an image with an explanation. Raises: BadParameterError when there is no such class."""

@@ -37,16 +37,14 @@ class PredictShortcut:
         if query is None or not (milliseconds is None or _PLAIN_MILLISECONDS.fullmatch(milliseconds)):
             await self._app(scope, receive, send)
             return
-        longest = self._service.settings.request_timeout_ms
-        timeout_seconds = min(longest if milliseconds is None else int(milliseconds), longest) / 1000
+        timeout_seconds = self._service.timeout_seconds(None if milliseconds is None else int(milliseconds))
         await self._predict(Request(scope, receive), send, int(query[1] or DEFAULT_TOP_K), timeout_seconds)
 
     async def _predict(self, request: Request, send: Send, top_k: int, timeout_seconds: float) -> None:
         service, trace = self._service, trace_of(request.scope)
         trace.route = PATH
         try:
-            if service.keys is not None:
-                service.keys.check(request.headers)
+            service.check_key(request.headers)
             image = await read_image(request, service.limits)
             [outcome] = await service.classify([image], request.receive, timeout_seconds)
             if isinstance(outcome, BaseException):

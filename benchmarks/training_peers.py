@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.machine import processor
 from training.backbones import load_backbone
 from training.evaluate import classify_all, open_model, read_samples
 from training.figures import Array, Scores, score
@@ -84,7 +85,7 @@ def run_peer(options: argparse.Namespace, script: str) -> Result:
 def format_table(results: dict[str, Result], title: str) -> str:
     """One line for each system."""
     ours = results["ours"].scores
-    lines = [f"{title}, {ours.n:,} images; {os.cpu_count()} cores, {_processor()}", ""]
+    lines = [f"{title}, {ours.n:,} images; {os.cpu_count()} cores, {processor()}", ""]
     lines += ["| | accuracy (95 %) | errors | errors ÷ ours | ECE | log loss | seconds | |", f"|{'---|' * 8}"]
     for name, result in results.items():
         one, (low, high) = result.scores, result.scores.interval
@@ -131,11 +132,6 @@ def _hide_val(data: Path, work: Path) -> Path:
     (root / "train").symlink_to((data / "train").resolve())
     (root / "test").symlink_to((data / "val").resolve())
     return root
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
 
 
 def _parser() -> argparse.ArgumentParser:

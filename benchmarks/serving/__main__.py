@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import processor
 from benchmarks.serving.contenders import PEERS, PEERS_FOLDER, ROOT, Contender, Variables, of_model, ours
 from benchmarks.serving.inputs import DIGITS, SHIPPED, make_inputs, make_plain_model, reference
 from benchmarks.serving.measure import Server, press
@@ -87,7 +88,7 @@ def main() -> None:
         return
     about = describe(options.work, everyone, options)
     visits = bench.run()
-    out = options.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{_slug(_processor())}.md"
+    out = options.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-{_slug(processor())}.md"
     out.parent.mkdir(exist_ok=True)
     out.write_text(f"{about}\n\n{format_tables(visits)}\n", encoding="utf-8")
     out.with_suffix(".json").write_text(json.dumps({"about": about.splitlines(), "visits": visits}, indent=1) + "\n")
@@ -220,7 +221,7 @@ def describe(work: Path, everyone: Sequence[Contender], options: argparse.Namesp
     machine = f"ConvServe {commit.stdout.strip()}, Python {platform.python_version()}, {platform.platform()}."
     how = f"{options.rounds} rounds, windows of {options.seconds} s after warm-up and drain, wrk on the same cores."
     ratios = "Ratios are within each round against the neighbouring run of ours; median (least–most)."
-    lines = [f"# {time.strftime('%Y-%m-%d')}: {_processor()}, {os.cpu_count()} cores", "", machine, how, ratios, ""]
+    lines = [f"# {time.strftime('%Y-%m-%d')}: {processor()}, {os.cpu_count()} cores", "", machine, how, ratios, ""]
     names = {"onnxruntime", "pillow", "numpy", "fastapi", "starlette", "uvicorn", "uvloop"}
     for one in everyone:
         listing = subprocess.run([_python(work, one.name), "-m", "pip", "freeze"], capture_output=True, text=True, check=True)
@@ -232,11 +233,6 @@ def describe(work: Path, everyone: Sequence[Contender], options: argparse.Namesp
 
 def _python(work: Path, name: str) -> Path:
     return work / "environments" / name / "bin" / "python"
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _slug(text: str) -> str:

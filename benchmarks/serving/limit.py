@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from app.classifier import Classifier, top_k
+from app.classifier import Classifier, name_classes, top_k
 from app.image import decode, fit
 from app.threads import usable_threads
 
@@ -27,8 +27,7 @@ def run(classifier: Classifier, image: bytes, batch: int, seconds: float) -> flo
     while time.perf_counter() < end:
         pixels = np.stack([fit(decode(image, spec.input), spec.input) for _ in range(batch)])
         for row in classifier(pixels):
-            best = [{"label": spec.labels[i], "class_index": i, "probability": round(p, 7)} for i, p in top_k(row, 5)]
-            orjson.dumps({"predictions": best})
+            orjson.dumps({"predictions": name_classes(top_k(row, 5), spec.labels)})
         n += batch
     return n / (time.perf_counter() - begun)
 

@@ -17,7 +17,7 @@ import pytest
 from app import __version__
 from app.settings import PREFIX, Settings
 from tests.models import colour_spec, png, write_colour_model
-from tests.service import PATIENCE_SECONDS, ServiceProcess, assert_problem, run_app, serve
+from tests.service import PATIENCE_SECONDS, ServiceProcess, assert_problem, free_ports, run_app, serve
 
 RED = png((255, 0, 0))
 DRAIN_SECONDS = 2.0
@@ -33,11 +33,6 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taken_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def assert_refuses_to_start(sentence: str, **settings: object) -> None:
@@ -96,7 +91,7 @@ def test_the_version_is_the_packages() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_port_is_closed_until_the_service_is_ready(tmp_path: Path, workers: int) -> None:
     """The model takes more than a second to prove and warm up: whoever is let in meanwhile waits too long for an answer."""
-    port = free_port()
+    [port] = free_ports(1)
     process = ServiceProcess(model=write_colour_model(tmp_path / "slow.onnx", repeats=400), port=port, workers=workers)
     try:
         refused, status = 0, 0

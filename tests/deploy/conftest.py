@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.podman import Podman
-from tests.deploy.tools import free_ports
+from tests.service import free_ports
 
 IMAGE = "localhost/convserve:test"
 

@@ -131,15 +131,16 @@ class Container:
         wait_until_ready(self.url, lambda: self.podman("logs", self.name, check=False).stdout)
 
 
-def wait_until_ready(url: str, log: object = None) -> None:
+def wait_until_ready(url: str, log: object = None, seconds: float = PATIENCE_SECONDS) -> None:
     """Asks `/readyz` until it answers 200."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.01)
+            pass
+        time.sleep(0.01)
     raise TimeoutError(f"{url} did not get ready: {log() if callable(log) else ''}")
 
 

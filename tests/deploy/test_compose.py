@@ -12,8 +12,8 @@ import pytest
 
 from tests.deploy.conftest import IMAGE
 from tests.deploy.podman import Podman
-from tests.deploy.tools import free_ports, run, tool
-from tests.service import PATIENCE_SECONDS, ROOT
+from tests.deploy.tools import run, tool
+from tests.service import PATIENCE_SECONDS, ROOT, free_ports
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -12,9 +12,9 @@ import yaml
 from app import __version__
 from tests.deploy.load import open_loop
 from tests.deploy.podman import Container, Podman, container
-from tests.deploy.tools import K8S, free_ports, run
+from tests.deploy.tools import K8S, run
 from tests.models import write_colour_model
-from tests.service import ROOT
+from tests.service import ROOT, free_ports
 
 pytestmark = pytest.mark.timeout(900)
 

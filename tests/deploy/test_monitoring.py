@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 from tests.deploy.tools import K8S, tool
-from tests.service import PATIENCE_SECONDS, ROOT, serve
+from tests.service import PATIENCE_SECONDS, ROOT, free_ports, serve
 
 MONITORING = K8S / "components" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
@@ -26,8 +25,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Prometheus's address, when it has scraped a service that answers and refuses."""
     program = tool("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     with serve(model=ROOT / "models/digits.onnx") as service:
         configuration = yaml.safe_load((ROOT / "docs/compose/prometheus.yml").read_text())
         configuration["global"]["scrape_interval"] = "1s"

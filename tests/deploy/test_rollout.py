@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.deploy.load import open_loop
-from tests.deploy.tools import free_ports, tool
-from tests.service import ROOT, ServiceProcess
+from tests.deploy.podman import wait_until_ready
+from tests.deploy.tools import tool
+from tests.service import ROOT, ServiceProcess, free_ports
 
 SLOTS = 4  # three replicas and the one that a rollout adds
 SETTINGS = dict(line.split("=") for line in (ROOT / "k8s/base/settings.env").read_text().splitlines() if line[:1] == "C")
@@ -47,19 +47,6 @@ def balancer(port: int, slots: list[int], folder: Path) -> Iterator[str]:
             process.kill()
 
 
-def wait_for_answer(url: str) -> None:
-    """Returns when the balancer has a server."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                return
-        except httpx.ConnectError:
-            pass
-        time.sleep(0.1)
-    raise TimeoutError("HAProxy has no server")
-
-
 def test_a_rollout_of_three_replicas_and_the_death_of_one_fail_no_request(tmp_path: Path) -> None:
     """Each successor is ready before a predecessor is told to end, as maxUnavailable 0 has it."""
     tool("haproxy")
@@ -68,7 +55,7 @@ def test_a_rollout_of_three_replicas_and_the_death_of_one_fail_no_request(tmp_pa
     spare = slots[3]
     try:
         with balancer(port, slots, tmp_path) as url:
-            wait_for_answer(url)
+            wait_until_ready(url, seconds=30)
             with open_loop(url, DIGIT, per_second=PER_SECOND, at_most_seconds=120) as load:
                 begun = time.monotonic()
                 for number in range(3):

@@ -1,7 +1,6 @@
 """The training Job's own command, as two machines would run it, on this one."""
 
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 
 from app.classifier import Classifier
 from tests.deploy.tools import K8S
-from tests.service import ROOT
+from tests.service import ROOT, free_ports
 
 JOB = yaml.safe_load((K8S / "components/training/job/job.yaml").read_text())["spec"]
 CONTAINER = JOB["template"]["spec"]["containers"][0]
@@ -30,8 +29,7 @@ def command_of(rank: int, port: int, folder: Path) -> list[str]:
 
 @pytest.mark.timeout(180)
 def test_the_jobs_command_on_every_node_makes_one_model(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     nodes = [
         subprocess.Popen(command_of(rank, port, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
         for rank in range(JOB["completions"])

@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +69,3 @@ def pod_specs(manifests: Sequence[Manifest]) -> list[Manifest]:
         return [node] if "containers" in node else [found for one in node.values() for found in search(one)]
 
     return search(list(manifests))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]

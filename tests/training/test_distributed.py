@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from app.classifier import Classifier
+from tests.service import free_ports
 from tests.training.conftest import EPOCHS, ROOT
 from training.augment import Augmentation
 from training.batches import Batches
@@ -63,10 +63,8 @@ def test_the_first_process_draws_as_one_alone_and_the_others_differently() -> No
 
 
 def test_two_processes_with_uneven_shares_end_where_one_does_even_when_resumed(tmp_path: Path) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    common = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    [port] = free_ports(1)
+    common = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     (tmp_path / "alone").mkdir()
     alone = train(PLAIN, tmp_path / "alone")
     processes = []
