@@ -6,6 +6,7 @@ Its start is short: nothing is collected as garbage meanwhile, and the model loa
 import argparse
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str], others: Mapping[str, str]) -> int:
     """Returns the exit code: 0 after a clean shutdown, 1 when the service cannot start. `others` are the commands beside it."""
     _parse(arguments, {"serve": "serves (default)", **others})
     # Until uvicorn takes over: to process 1 of a container SIGTERM means nothing by default, however long the model loads.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # At once: unwinding waits for the thread that loads it, and a second signal would end the interpreter under that thread.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:
         settings = Settings.load()
         configure_logging(settings.log_level, settings.log_format)
