@@ -153,7 +153,7 @@ async def find_rate(send: Send, images: Sequence[bytes], fastest: float, p99_ms:
 
 def advise(rate: float, threads: int, options: argparse.Namespace) -> list[str]:
     """What to write into the manifest for a service of which one replica bears `rate` images/s."""
-    queue = max(2 * threads, math.ceil(rate * options.p99_ms / 1000))
+    queue = max(2 * threads, math.ceil(rate * (options.p99_ms / 1000)))
     lines = [
         f"{PREFIX}THREADS={threads}   (and as many CPUs as request and limit)",
         f"{PREFIX}REQUEST_TIMEOUT_MS={options.p99_ms:g}   (who would wait longer is told so at once)",
@@ -204,7 +204,7 @@ async def _measure(send: Send, images: Sequence[bytes], threads: int, options: a
     if not (fastest := max(run.rate for run in runs.values())):
         raise SettingsError("no image was answered with 200: the statuses above and the service's log say why")
     print(f"\n{'due/s':>10} {'images/s':>10} {'p50 ms':>9} {'p99 ms':>9}   kept: all answered, p99 ≤ {options.p99_ms:g} ms")
-    rate = await find_rate(send, images, fastest, options.p99_ms, options.seconds)
+    rate = round(await find_rate(send, images, fastest, options.p99_ms, options.seconds), 1)  # as it is printed
     if not options.in_process and (cores := max(run.cpu / run.seconds for run in runs.values())) > BUSY_CORES:
         print(f"\nthis client kept {cores:.0%} of a core busy: the service may bear more; send from another machine")
     if not rate:
