@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cache
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +23,13 @@ log = logging.getLogger("convserve.access")
 
 PROBES = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")  # logged only on level debug
 UNMATCHED = "(unmatched)"
+# What an answer has unless it says otherwise. Source: OWASP REST Security Cheat Sheet, "Security Headers".
+DEFAULT_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
 CLIENT_CLOSED_REQUEST = 499  # nginx's number, for log and metric alone
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -59,6 +66,12 @@ def trace_of(scope: Scope) -> RequestTrace:
     trace = scope["state"]["trace"]
     assert isinstance(trace, RequestTrace)
     return trace
+
+
+def check_key(request: Request, service: Service) -> None:
+    """Where keys are asked for, the log names the request's. Raises: UnauthorizedError when it brings none of them."""
+    if service.keys is not None:
+        trace_of(request.scope).fields["key"] = service.keys.check(request.headers)
 
 
 def refuse(error: Exception, scope: Scope, metrics: Metrics) -> Response:
@@ -110,9 +123,8 @@ class AccessMiddleware:
             self._record(scope, trace)
 
     def _headers(self, trace: RequestTrace, message: Message) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", trace.request_id.encode())]
-        if all(name != b"cache-control" for name, _ in message.get("headers", ())):
-            headers.append((b"cache-control", b"no-store"))
+        given = {name for name, _ in message.get("headers", ())}
+        headers = [(b"x-request-id", trace.request_id.encode()), *(one for one in DEFAULT_HEADERS if one[0] not in given)]
         if trace.stages:
             headers.append((b"server-timing", trace.server_timing().encode()))
         if self._service.draining:

@@ -11,6 +11,7 @@
     ├── UnsupportedImageError        415 unsupported_image
     ├── UndecodableImageError        422 undecodable_image
     ├── BadParameterError            422 bad_parameter
+    ├── HeadTooLargeError            431 head_too_large
     ├── UnavailableError             503, with Retry-After
     │   ├── OverloadedError          503 overloaded
     │   └── DrainingError            503 draining
@@ -69,10 +70,10 @@ class UnknownModelError(ConvServeError):
 
 
 class BodyTimeoutError(ConvServeError):
-    """The body did not arrive in time."""
+    """The head or the body did not arrive in time."""
 
     status = 408
-    title = "Request body too slow"
+    title = "Request too slow"
     reason = "body_timeout"
 
 
@@ -106,6 +107,14 @@ class BadParameterError(ConvServeError):
     status = 422
     title = "Bad parameter"
     reason = "bad_parameter"
+
+
+class HeadTooLargeError(ConvServeError):
+    """The request line and headers are too many bytes, or the headers too many."""
+
+    status = 431
+    title = "Request head too large"
+    reason = "head_too_large"
 
 
 class UnavailableError(ConvServeError):

@@ -17,7 +17,7 @@ from app.body import read_body
 from app.classifier import INPUT, OUTPUT, Probabilities
 from app.engine import Answer
 from app.errors import ConvServeError, UnavailableError, UnknownModelError
-from app.routes import PROBLEMS, RETRY_AFTER, ServiceDependency, TimeoutDependency, check_key, json_answer
+from app.routes import MODEL_KEY, PROBE_KEY, PROBLEMS, RETRY_AFTER, ServiceDependency, TimeoutDependency, json_answer
 from app.schemas import Wire
 from app.service import Outcome, Service
 from app.tensors import InferAnswer, InferRequest, Tensor, images_of, outputs_of, read_request
@@ -70,37 +70,37 @@ _BODY = {"required": True, "content": {"application/json": {"schema": _inline(_S
 _LENGTH = {HEADER_LENGTH: {"description": "binary form: bytes of the JSON", "schema": {"type": "integer"}}}
 _ANSWERS: Responses = {200: {"model": InferAnswer, "content": _BINARY, "headers": _LENGTH}, **_errors(404, *PROBLEMS)}
 _READINESS: Responses = _errors(404, 422) | {503: {"model": Readiness}}
-_KEY, _NAME, _VERSION = Depends(check_key), Depends(_check_name), Depends(_check_version)
+_NAME, _VERSION = Depends(_check_name), Depends(_check_version)
 
 router = APIRouter(prefix="/v2", tags=["open inference"])
 one_model = APIRouter()
 
 
-@router.get("/health/live", response_model=Liveness, responses={503: {"model": Liveness}})
+@router.get("/health/live", dependencies=[PROBE_KEY], response_model=Liveness, responses={503: {"model": Liveness}})
 async def live(service: ServiceDependency) -> Response:
     """As `/livez`."""
     return json_answer({"live": service.is_live}, 200 if service.is_live else 503)
 
 
-@router.get("/health/ready", response_model=Readiness, responses={503: {"model": Readiness}})
+@router.get("/health/ready", dependencies=[PROBE_KEY], response_model=Readiness, responses={503: {"model": Readiness}})
 async def ready(service: ServiceDependency) -> Response:
     """As `/readyz`."""
     return _readiness(service)
 
 
-@router.get("", response_model=ServerMetadata, responses=_errors(401), dependencies=[_KEY])
+@router.get("", response_model=ServerMetadata, responses=_errors(401), dependencies=[MODEL_KEY])
 async def server_metadata() -> Response:
     """Name, version and the extensions of the protocol that are taken."""
     return json_answer({"name": "convserve", "version": __version__, "extensions": EXTENSIONS})
 
 
-@one_model.get("/ready", response_model=Readiness, responses=_READINESS)
+@one_model.get("/ready", dependencies=[PROBE_KEY], response_model=Readiness, responses=_READINESS)
 async def model_ready(service: ServiceDependency) -> Response:
     """As `/readyz`, for the model."""
     return _readiness(service, name=service.classifier.spec.name)
 
 
-@one_model.get("", response_model=ModelMetadata, responses=_errors(401, 404, 422), dependencies=[_KEY])
+@one_model.get("", response_model=ModelMetadata, responses=_errors(401, 404, 422), dependencies=[MODEL_KEY])
 async def model_metadata(service: ServiceDependency) -> Response:
     """The tensors. `images` is taken as UINT8 of this shape, and as BYTES of shape [n]: encoded image files."""
     spec = service.classifier.spec
@@ -110,7 +110,7 @@ async def model_metadata(service: ServiceDependency) -> Response:
     return json_answer(card | {"inputs": [images], "outputs": [probabilities]})
 
 
-@one_model.post("/infer", responses=_ANSWERS, dependencies=[_KEY], openapi_extra={"requestBody": _BODY})
+@one_model.post("/infer", responses=_ANSWERS, dependencies=[MODEL_KEY], openapi_extra={"requestBody": _BODY})
 async def infer(
     request: Request,
     service: ServiceDependency,

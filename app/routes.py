@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
 from app import __version__
-from app.access import RequestTrace, trace_of
+from app.access import RequestTrace, check_key, trace_of
 from app.body import read_image, read_images
 from app.classifier import name_classes
 from app.classifier import top_k as most_probable
@@ -38,8 +38,16 @@ def _service(request: Request) -> Service:
     return service
 
 
-def check_key(request: Request) -> None:
-    _service(request).check_key(request.headers)
+def _asks_key(*kinds: str) -> Any:
+    async def check(request: Request) -> None:
+        if (service := _service(request)).settings.api_keys_for in kinds:
+            check_key(request, service)
+
+    return Depends(check)
+
+
+# By `CONVSERVE_API_KEYS_FOR`.
+MODEL_KEY, METRICS_KEY, PROBE_KEY = _asks_key("model", "metrics", "all"), _asks_key("metrics", "all"), _asks_key("all")
 
 
 def _timeout_seconds(
@@ -93,8 +101,8 @@ _FILES_FORM = {
     "properties": {"files": {"type": "array", "minItems": 1, "items": _BINARY["schema"]}},
 }
 
-predict_router = APIRouter(dependencies=[Depends(check_key)], tags=["predict"])
-router = APIRouter(tags=["operate"])
+predict_router = APIRouter(dependencies=[MODEL_KEY], tags=["predict"])
+router = APIRouter(dependencies=[PROBE_KEY], tags=["operate"])
 
 
 @predict_router.post(
@@ -184,7 +192,7 @@ async def readyz(service: ServiceDependency) -> Response:
     return json_answer({"status": "ready"}) if service.status == "ok" else json_answer({"status": service.status}, 503)
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", dependencies=[METRICS_KEY], summary="Prometheus metrics", response_class=Response)
 async def metrics(service: ServiceDependency) -> Response:
     """Text exposition format 0.0.4."""
     return Response(service.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

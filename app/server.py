@@ -10,12 +10,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.connection import KEEP_ALIVE_SECONDS, Connection
+from app.errors import SettingsError
 from app.service import Service
 
 log = logging.getLogger("convserve")
-
-# Longer than load balancers keep idle connections (60 s is common), so that they close them, not we: no lost race.
-KEEP_ALIVE_SECONDS = 75
 
 
 class DrainingServer(uvicorn.Server):
@@ -51,10 +50,11 @@ class DrainingServer(uvicorn.Server):
 
 
 def _config(app: FastAPI) -> uvicorn.Config:
+    """Raises: SettingsError when the certificate or its key cannot be used."""
     settings = app.state.service.settings
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -62,7 +62,16 @@ def _config(app: FastAPI) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=math.ceil((settings.request_timeout_ms + settings.body_timeout_ms) / 1000),
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+        ssl_keyfile_password="-",  # so that a key with a password is refused instead of asking a terminal for it
     )
+    try:
+        config.load()
+    except (OSError, AssertionError) as error:
+        reason = getattr(error, "strerror", None) or "the certificate is missing"
+        raise SettingsError(f"CONVSERVE_TLS_CERT_FILE and CONVSERVE_TLS_KEY_FILE cannot be used: {reason}") from error
+    return config
 
 
 def announce(service: Service, port: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
@@ -54,7 +53,7 @@ class Service:
 
         Raises: ModelError, SettingsError.
         """
-        keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
+        keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
         threads = max(1, (settings.threads or usable_threads()) // settings.workers)
         classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads)
         quick = classifier.is_quick
@@ -107,11 +106,6 @@ class Service:
 
     def _notes(self) -> list[tuple[float, bytes]]:
         return self.board.others() if self.board else []
-
-    def check_key(self, headers: Headers) -> None:
-        """Raises: UnauthorizedError when keys are asked for and the request brings none of them."""
-        if self.keys is not None:
-            self.keys.check(headers)
 
     def timeout_seconds(self, milliseconds: float | None) -> float:
         """The deadline of a request that asks for `milliseconds`, which can only shorten the operator's."""

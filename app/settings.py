@@ -43,7 +43,9 @@ class Settings(BaseSettings):
         default=256 * 2**20, ge=1, description="bytes of bodies held at once; never less than MAX_BODY_BYTES"
     )
     request_timeout_ms: float = Field(default=10_000, gt=0, description="deadline of a request that brings none")
-    body_timeout_ms: float = Field(default=30_000, gt=0, description="how long a request body may take to arrive")
+    body_timeout_ms: float = Field(
+        default=30_000, gt=0, description="how long a request's head, then its body, may take to arrive"
+    )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="bytes of one request body")
     max_pixels: int = Field(default=50_000_000, ge=1, description="pixels of one image, by its header")
     max_images_per_request: int = Field(
@@ -54,9 +56,15 @@ class Settings(BaseSettings):
     )
     stall_seconds: float = Field(default=60, gt=0, description="a batch that runs longer turns /livez red")
     cache_bytes: int = Field(default=0, ge=0, description="bytes of answers kept for images that come again; 0 = none")
-    api_keys_file: Path | None = Field(default=None, description="file with one API key per line; none = no keys asked")
+    api_keys_file: Path | None = Field(default=None, description="file of NAME sha256:HEX lines; none = no keys asked")
+    api_keys_for: Literal["model", "metrics", "all"] = Field(
+        default="model", description="what asks for a key: the model, also /metrics, or /health and the probes too"
+    )
+    tls_cert_file: Path | None = Field(default=None, description="certificate chain in PEM; none = plain HTTP")
+    tls_key_file: Path | None = Field(default=None, description="its private key in PEM, without a password")
     cors_origins: tuple[str, ...] = Field(default=(), description='JSON list of browser origins let in, or ["*"]')
     playground: bool = Field(default=True, description="the page at / for people with a browser")
+    docs: bool = Field(default=True, description="the interface's description at /docs and /openapi.json")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

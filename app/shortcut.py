@@ -9,7 +9,7 @@ import re
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.access import refuse, trace_of
+from app.access import check_key, refuse, trace_of
 from app.body import read_image
 from app.errors import ConvServeError
 from app.routes import DEFAULT_TOP_K, predict_answer
@@ -44,7 +44,7 @@ class PredictShortcut:
         service, trace = self._service, trace_of(request.scope)
         trace.route = PATH
         try:
-            service.check_key(request.headers)
+            check_key(request, service)
             image = await read_image(request, service.limits)
             [outcome] = await service.classify([image], request.receive, timeout_seconds)
             if isinstance(outcome, BaseException):

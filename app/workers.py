@@ -21,9 +21,9 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.board import Board
+from app.connection import Connection
 from app.errors import ModelError, SettingsError
 from app.main import create_app
 from app.server import DrainingServer, announce
@@ -175,9 +175,10 @@ def _work(
     board.own = number
     try:
         app = create_app(Service.create(_share_of(settings), board))
+        server = _WorkerServer(app, pairs[number][1], port, closed[number : number + 1])
     except (ModelError, SettingsError) as error:
         raise SystemExit(f"convserve: {error}" if number == 0 else 1) from None
-    _WorkerServer(app, pairs[number][1], port, closed[number : number + 1]).run(sockets=[])
+    server.run(sockets=[])
 
 
 def _share_of(settings: Settings) -> Settings:
@@ -227,13 +228,13 @@ class _WorkerServer(DrainingServer):
 
     async def _connect(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: _Connection(self), connection)
+            await self._loop.connect_accepted_socket(lambda: _Connection(self), connection, ssl=self.config.ssl)
         except OSError:
             self.closed[0] += 1
 
 
-class _Connection(HttpToolsProtocol):
-    """uvicorn's, but the server hears of its end."""
+class _Connection(Connection):
+    """As any other, but the server hears of its end."""
 
     def __init__(self, server: _WorkerServer) -> None:
         super().__init__(server.config, server.server_state, server.lifespan.state)

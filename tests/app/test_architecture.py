@@ -42,6 +42,7 @@ LAYERS = (
     "client",
     "lines",
     "predict",
+    "connection",
     "server",
     "workers",
     "serve",

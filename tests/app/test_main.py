@@ -66,6 +66,12 @@ def test_a_keys_file_without_keys_stops_the_start_with_one_sentence(colours: Pat
     assert_refuses_to_start("holds no key", model=colours, api_keys_file=tmp_path / "keys")
 
 
+def test_a_certificate_that_cannot_be_used_stops_the_start_with_one_sentence(colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("no key")
+    for settings in ({"tls_cert_file": tmp_path / "none"}, {"tls_key_file": tmp_path / "key"}):
+        assert_refuses_to_start("CONVSERVE_TLS_CERT_FILE and CONVSERVE_TLS_KEY_FILE", model=colours, **settings)
+
+
 def test_help_names_every_setting() -> None:
     ended = run_app("--help")
     assert ended.returncode == 0

@@ -1,0 +1,91 @@
+"""A connection as uvicorn reads it, within bounds that uvicorn does not set; its refusals are problem+json as all others.
+
+A request's head must come whole within `CONVSERVE_BODY_TIMEOUT_MS`, and nothing beside bodies (trailers, say) grows without
+end. Only what does not come in one piece runs a timer.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.access import DEFAULT_HEADERS
+from app.errors import BodyTimeoutError, ConvServeError, HeadTooLargeError, MalformedRequestError
+from app.problem import problem_response
+
+# Longer than load balancers keep idle connections (60 s is common), so that they close them, not we: no lost race.
+KEEP_ALIVE_SECONDS = 75
+MAX_HEAD_BYTES = 2**16
+MAX_HEADERS = 128
+
+
+class Connection(HttpToolsProtocol):
+    """See the module."""
+
+    _in_head = False  # a head has begun and is not whole
+    _bytes_beside_body = 0  # since the last head or piece of a body
+    _timer: asyncio.TimerHandle | None = None
+    _error: ConvServeError = MalformedRequestError("what came is not an HTTP/1.1 request")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._service = self.config.app.state.service  # type: ignore[union-attr]
+        self._arm(KEEP_ALIVE_SECONDS, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        had_begun = self._in_head
+        self._bytes_beside_body += len(data)
+        super().data_received(data)
+        if self._bytes_beside_body > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLargeError(f"the request's head is larger than {MAX_HEAD_BYTES:,} bytes"))
+        elif self._in_head and not had_begun:
+            seconds = self._service.limits.timeout_seconds
+            error = BodyTimeoutError(f"the request's head did not arrive within {seconds:g} s")
+            self._arm(seconds, partial(self._refuse, error))
+        elif self._timer is None and getattr(self.cycle, "response_complete", False):  # refused, and still sending
+            self._arm(KEEP_ALIVE_SECONDS, self.transport.close)
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            self._error = HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers")
+            raise self._error
+        self._in_head, self._bytes_beside_body = False, 0
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_beside_body = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's signature)
+        self._refuse(self._error)
+
+    def _refuse(self, error: ConvServeError) -> None:
+        if self.transport.is_closing():
+            return
+        request_id = os.urandom(16).hex()
+        reason, response = problem_response(error, request_id, "")
+        self._service.metrics.rejected.labels(reason).inc()
+        more = [(b"x-request-id", request_id.encode()), (b"connection", b"close"), *DEFAULT_HEADERS]
+        head = b"".join(b"%b: %b\r\n" % one for one in [*response.raw_headers, *more])
+        self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
+        self.transport.close()
+
+    def _arm(self, seconds: float, end: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, end)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
