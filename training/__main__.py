@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     default = RECIPE_NAMES[0]
     train.add_argument("--recipe", default=default, help=f"how to train: {', '.join(RECIPE_NAMES)} (default: {default})")
     train.add_argument("--seed", type=int, default=0, help="of the weights, the order and the parts (default: 0)")
-    train.add_argument("--network", help="instead of the recipe's: seed, residual, or the name of a network of timm's")
+    train.add_argument(
+        "--network", help="instead of the recipe's: seed, residual, airbench, or the name of a network of timm's"
+    )
     train.add_argument("--weights", help="of a timm network: hub (its own, downloaded; the default), pip, or a file")
     train.add_argument("--depth", type=int, help="of seed: stages; of residual: layers, one of 8, 14, 20, 26, 32, …")
     train.add_argument("--width", type=int, help="of seed and residual: channels of the first stage; the next ones double")

@@ -91,6 +91,8 @@ def train_model(order: Order) -> list[Evaluation]:
             checkpoint.remove()
         training = Training(order.recipe, len(data.labels), order.seed, processes)
         training.trackers = trackers
+        n_answers = 4 * len(data.validation) + len(data.test or ())  # forward, which is a third of a step, or two of Mirrored
+        training.epochs_after = n_answers / len(data.train) / 2
         say(f"{count_parameters(training.network):,} parameters, {order.threads} threads")
         validation = Batches.of(data.validation)
         deadline = None if order.deadline is None else order.deadline - EXPORT_SECONDS

@@ -11,6 +11,7 @@ from training.checkpoint import Checkpoint
 from training.data_set import read_data_set
 from training.errors import InputError, TrainingError
 from training.loop import Training, train_network
+from training.networks import AirbenchNet, Whitening
 from training.recipes import DIGITS
 
 QUICK = replace(DIGITS, epochs=3, batch_size=16)
@@ -54,6 +55,18 @@ def test_a_network_learns_a_few_images_by_heart(images: tuple[Batches, Batches],
     network = train_network(Training(plain, 10, 0), images[0], images[0], Checkpoint(tmp_path / "checkpoint", ""))
     right = network(images[0].images / 255).argmax(dim=1) == images[0].classes
     assert right.float().mean() > 0.9
+
+
+def test_the_filters_that_whiten_come_from_the_training_images_and_are_not_trained(
+    images: tuple[Batches, Batches], tmp_path: Path
+) -> None:
+    recipe = replace(QUICK, network=AirbenchNet((8, 16, 16)), optimizer="muon", peak_learning_rate=0.08)
+    network = train_network(Training(recipe, 10, 0), *images, Checkpoint(tmp_path / "checkpoint", ""))
+    [found] = [layer for layer in network.modules() if isinstance(layer, Whitening)]
+    expected = Whitening(1)
+    expected.fit(images[0].images.float() / 255)
+    assert torch.allclose(found.filters, expected.filters, atol=1e-4)
+    assert expected.filters.abs().max() > 0.1
 
 
 def test_the_best_epoch_is_kept_and_not_the_last(images: tuple[Batches, Batches], tmp_path: Path) -> None:

@@ -4,8 +4,16 @@ from torch import nn
 
 from app.spec import InputSpec
 from training.errors import InputError
-from training.networks import PlainNet, PretrainedNet, ResidualNet, choose_network, count_parameters
-from training.recipes import DIGITS
+from training.networks import (
+    AirbenchNet,
+    PlainNet,
+    PretrainedNet,
+    ResidualNet,
+    Whitening,
+    choose_network,
+    count_parameters,
+)
+from training.recipes import DIGITS, RESIDUAL
 
 
 def test_the_digits_network_has_the_layers_and_weights_it_should_have() -> None:
@@ -80,5 +88,43 @@ def test_a_timm_network_is_downloaded_unless_its_weights_are_given() -> None:
     assert choose_network(given, None, depth=None, width=None, weights=None) == given
     assert choose_network(given, "resnet18", depth=None, width=None, weights=None) == PretrainedNet("resnet18", "hub")
     assert choose_network(given, "resnet18", depth=None, width=None, weights="a.pth") == PretrainedNet("resnet18", "a.pth")
-    with pytest.raises(InputError, match="--depth and --width are for seed and residual"):
+    with pytest.raises(InputError, match="--depth and --width are for seed, residual, airbench"):
         choose_network(given, None, depth=3, width=None, weights=None)
+
+
+def test_whitening_gives_the_patches_of_its_images_no_mean_and_no_correlation() -> None:
+    torch.manual_seed(0)
+    smooth = nn.functional.interpolate(torch.rand(200, 3, 8, 8), size=16, mode="bilinear") * 0.5 + 0.2
+    whitening = Whitening(3)
+    whitening.fit(smooth)
+    responses = whitening(smooth).transpose(0, 1).flatten(1)
+    assert torch.equal(responses[:12], -responses[12:])
+    assert responses.mean(dim=1).abs().max() < 1e-3
+    covariance = responses[:12].cov()
+    assert torch.triu(covariance, 1).abs().max() < 1e-2
+    assert (covariance.diag()[-3:] > 0.9).all()  # the strongest, which the guard against noise hardly touches
+    assert (covariance.diag() < 1.01).all()
+
+
+def test_an_airbench_network_answers_an_image_and_its_mirror_image_alike_except_while_it_is_trained() -> None:
+    torch.manual_seed(0)
+    network = AirbenchNet((8, 16)).build(InputSpec(height=16, width=12, channels=3), 5)
+    [whitening] = [layer for layer in network.modules() if isinstance(layer, Whitening)]
+    images = torch.rand(4, 3, 16, 12)
+    whitening.fit(images)
+    for training in (False, True):
+        network.train(training)
+        alike = torch.allclose(network(images), network(images.flip(3)), atol=1e-5)
+        assert alike is not training
+    assert network(images).shape == (4, 5)
+    assert all("filters" not in name for name, _ in network.named_parameters())
+
+
+def test_an_airbench_network_is_as_wide_as_asked_and_has_one_depth() -> None:
+    now = RESIDUAL.network
+    assert choose_network(now, None, depth=None, width=None, weights=None) == now
+    assert choose_network(now, None, depth=None, width=16, weights=None) == AirbenchNet((16, 32, 64))
+    with pytest.raises(InputError, match="--depth is for seed and residual: airbench has one"):
+        choose_network(now, None, depth=8, width=None, weights=None)
+    with pytest.raises(InputError, match="too small for 3 stages"):
+        AirbenchNet((8, 8, 8)).build(InputSpec(height=8, width=32, channels=3), 2)
