@@ -140,7 +140,8 @@ def _too_large(limits: BodyLimits) -> TooLargeError:
 
 def _image_of_json(body: bytes) -> bytes:
     try:
-        text = Base64Image.model_validate_json(body).image
+        # A list of empty lists takes 51 times its bytes and 0.4 s for each megabyte; this JSON has no commas to speak of.
+        text = Base64Image.model_validate_json(body if body.count(b",") < 10 else b"").image
     except ValidationError as error:
         raise MalformedRequestError('the JSON must be {"image": "<base64 of the image file>"}') from error
     return decode_base64(text)

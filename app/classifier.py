@@ -6,8 +6,11 @@ Any failure on that way raises ModelError with one sentence that names the file.
 """
 
 import hashlib
+import resource
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -32,6 +35,10 @@ CUDA = "CUDAExecutionProvider"
 # A model faster than this gains nothing from several threads: per call 0.08 instead of 0.09 ms for digits, without spinning,
 # but 6.6 instead of 11.6 ms for EfficientNet-Lite0 (2 cores, Zen 3, 2026-11); and calls side by side fight for the interpreter.
 QUICK_SECONDS = 0.002
+# What a file may make its loading take, so that a malicious one is refused and takes nothing down.
+MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
+LOAD_BYTES = 2**30  # and 8 times the file's size
+LOAD_SECONDS = 60.0
 
 
 class Classifier:
@@ -49,33 +56,46 @@ class Classifier:
         self.sha256 = sha256
 
     @classmethod
-    def load(cls, path: Path, *, device: Device = "auto", threads: int = 1, threads_alone: int = 1) -> Self:
+    def load(
+        cls,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int = 1,
+        threads_alone: int = 1,
+        abandon: Callable[[], None] = lambda: None,
+    ) -> Self:
         """Loads, proves and warms the model file at `path`.
 
         `threads` is the number that one call computes with (onnxruntime's intra-op threads, without spinning);
         `threads_alone` that of a call that is alone, if the model runs on the CPU and is slow enough to gain.
+        `abandon` is called from another thread when the file cannot be stopped from computing: it may end the process.
         `device` auto takes CUDA where onnxruntime offers it, else the CPU; cuda refuses to fall back.
 
         Raises: ModelError.
         """
         try:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            session = _open_session(path, device, threads)
-            spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
-            _check_signature(session, spec)
-            classifier = cls(session, spec, sha256)
-            classifier._prove()
-            classifier.is_quick = classifier.provider == CPU and classifier._seconds() <= QUICK_SECONDS
-            if threads_alone > threads and classifier.provider == CPU and not classifier.is_quick:
-                classifier._session_alone = _open_session(path, device, threads_alone)
-                classifier._prove(alone=True)
+            if path.stat().st_size > MAX_FILE_BYTES or not (path.is_file() or path.is_dir()):
+                raise ModelError(f"it is no file of at most {MAX_FILE_BYTES:,} bytes")
+            content = path.read_bytes()
+            options, run = _session_options(threads), ort.RunOptions()
+            with _limits(LOAD_BYTES + 8 * len(content), options, run, abandon):
+                session = _open_session(content, device, options)
+                spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
+                _check_signature(session, spec)
+                classifier = cls(session, spec, hashlib.sha256(content).hexdigest())
+                classifier._prove(run)
+                classifier.is_quick = classifier.provider == CPU and classifier._seconds(run) <= QUICK_SECONDS
+                if threads_alone > threads and classifier.provider == CPU and not classifier.is_quick:
+                    options.intra_op_num_threads = threads_alone
+                    classifier._session_alone = _open_session(content, device, options)
+                    classifier._prove(run, alone=True)
         except FileNotFoundError as error:
             raise ModelError(f"model file {path} does not exist") from error
         except OSError as error:
             raise ModelError(f"model file {path} cannot be read: {error.strerror}") from error
-        except ModelError as error:
-            raise ModelError(f"model file {path}: {error}") from error
+        except (ModelError, MemoryError) as error:
+            raise ModelError(f"model file {path}: {str(error) or 'it takes too much memory'}") from error
         return classifier
 
     @property
@@ -100,23 +120,28 @@ class Classifier:
         switch = {EXPLAIN: np.array(True)} if self._session.get_overridable_initializers() else {}
         return cast(tuple[Probabilities, Maps], tuple(self._session.run([OUTPUT, MAPS], {INPUT: batch, **switch})))
 
-    def _prove(self, *, alone: bool = False) -> None:
+    def _prove(self, run: ort.RunOptions, *, alone: bool = False) -> None:
         for number, golden in enumerate(self.spec.goldens, start=1):
-            self._prove_golden(golden, number, alone)
+            self._prove_golden(golden, number, alone, run)
 
-    def _seconds(self) -> float:
+    def _seconds(self, run: ort.RunOptions) -> float:
         """How long one image takes, warm: this thread's own time, which waits for nobody who imports or computes beside it."""
         pixels = np.zeros((1, *self.spec.input.shape), np.uint8)
         begun = time.thread_time()
-        self(pixels)
+        self._session.run([OUTPUT], {INPUT: pixels}, run)
         return time.thread_time() - begun
 
-    def _prove_golden(self, golden: Golden, number: int, alone: bool) -> None:
+    def _prove_golden(self, golden: Golden, number: int, alone: bool, run: ort.RunOptions) -> None:
         try:
             batch = fit(decode(golden.data, self.spec.input), self.spec.input)[np.newaxis]
         except (ConvServeError, ValueError) as error:
             raise ModelError(f"its golden image {number} does not decode: {error}") from error
-        worst = float(np.abs(self(batch, alone=alone)[0] - np.asarray(golden.probabilities)).max())
+        try:
+            session = self._session_alone if alone else self._session
+            row = session.run([OUTPUT], {INPUT: batch}, run)[0][0]
+            worst = float(np.abs(row - np.asarray(golden.probabilities)).max())
+        except Exception as error:
+            raise ModelError(f"its golden image {number} cannot be computed: {_first_line(error)}") from error
         if not worst <= golden.tolerance:  # so that NaN fails too
             raise ModelError(
                 f"its golden image {number} is off by {worst:.2g} (allowed: {golden.tolerance:.2g}), "
@@ -135,8 +160,8 @@ def name_classes(best: Sequence[tuple[int, float]], labels: Sequence[str]) -> li
     return [{"label": labels[index], "class_index": index, "probability": round(probability, 7)} for index, probability in best]
 
 
-def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
-    """Opens the file on the device asked for. onnxruntime falls back to the CPU silently; this does so only for auto."""
+def _open_session(content: bytes, device: Device, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Opens the model on the device asked for. onnxruntime falls back to the CPU silently; this does so only for auto."""
     available = ort.get_available_providers()
     if device == "cuda" and CUDA not in available:
         raise ModelError(
@@ -145,7 +170,7 @@ def _open_session(path: Path, device: Device, threads: int) -> ort.InferenceSess
         )
     providers = [CPU] if device == "cpu" or CUDA not in available else [CUDA, CPU]
     try:
-        session = ort.InferenceSession(path, _session_options(threads), providers=providers)
+        session = ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions share no base but Exception
         raise ModelError(f"onnxruntime cannot load it: {_first_line(error)}") from error
     if device == "cuda" and session.get_providers()[0] != CUDA:
@@ -160,7 +185,37 @@ def _session_options(threads: int) -> ort.SessionOptions:
     options.log_severity_level = 3
     # Spinning threads steal the cores that decoding needs: 65 instead of 102 images/s on two cores (Zen 3, 2026-11).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # Weights in other files are not read: none is in this folder. By default it would be the working directory.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
     return options
+
+
+@contextmanager
+def _limits(growth: int, options: ort.SessionOptions, run: ort.RunOptions, abandon: Callable[[], None]) -> Iterator[None]:
+    """Stops opening and running after `LOAD_SECONDS`, abandons it after twice that; the process gets `growth` bytes more.
+
+    The bytes where Linux counts them, no operator set a limit, and CUDA does not take its own share.
+    """
+
+    def stop() -> None:
+        options.set_load_cancellation_flag(True)
+        run.terminate = True
+
+    timers = threading.Timer(LOAD_SECONDS, stop), threading.Timer(2 * LOAD_SECONDS, abandon)
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    status, (soft, hard) = Path("/proc/self/status"), resource.getrlimit(resource.RLIMIT_DATA)
+    if status.exists() and soft == resource.RLIM_INFINITY and CUDA not in ort.get_available_providers():
+        taken = int(status.read_text().partition("VmData:")[2].split()[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (taken + growth, hard))
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _check_signature(session: ort.InferenceSession, spec: ModelSpec) -> None:

@@ -37,6 +37,11 @@ DEFAULT_MAX_PIXELS = 50_000_000
 MAX_RLE_PIXELS = 4_000_000  # Pillow reads run-length encoded BMPs in Python: 49 million pixels of 28 kB took 5 s
 MAX_SCANS = 100  # a progressive JPEG has about 10; each costs a pass over all pixels, 45 ms for 100 bytes at 49 million
 DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+# Pillow reads what surrounds the pixels in Python: 32 MB of JPEG segments of 4 bytes took it 19 s and 2 GB.
+MAX_READS = 50_000  # and one for each 512 bytes
+MAX_EXIFS = 64  # blocks of one JPEG, which are joined one by one
+MAX_NUMBERS_BYTES = 2**19  # of a TIFF's tag: a list of 100,000 strips becomes 40 MB of Python objects
+PngImagePlugin.MAX_TEXT_MEMORY = 2**23
 NO_RANGE_MODES = {
     "I": "32-bit pixels have no stated range",
     "F": "32-bit pixels have no stated range",
@@ -48,13 +53,35 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # One image, one thread: the engine's threads already fill the cores.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
+
+class _Pieces(io.BytesIO):
+    """A file that can be asked for so many pieces only."""
+
+    left = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("it is cut into too many pieces, save it anew")
+        return super().read(size)
+
+
+class _TiffImageFile(TiffImagePlugin.TiffImageFile):
+    def _setup(self) -> None:
+        numbers = (self.tag_v2._tagdata.get(tag, b"") for tag in (258, 273, 320, 324, 338, 339))
+        tile = float(self.tag_v2.get(322, 0)) * float(self.tag_v2.get(323, 0))
+        if max(map(len, numbers)) > MAX_NUMBERS_BYTES or tile > (Image.MAX_IMAGE_PIXELS or 0):
+            raise ValueError("its strips or tiles are too many or too large, save it anew")
+        super()._setup()
+
+
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,  # reads the first picture of an MPO too
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
     "GIF": GifImagePlugin.GifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
+    "TIFF": _TiffImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
 _MAGIC = (
@@ -119,7 +146,11 @@ def decode(data: bytes, spec: InputSpec, *, max_pixels: int = DEFAULT_MAX_PIXELS
         return _to_mode(plain, spec)
     name = sniff(data)
     try:
-        image = _READERS[name](io.BytesIO(data))
+        pieces = _Pieces(data)
+        pieces.left = MAX_READS + len(data) // 512
+        if name == "JPEG" and data.count(b"Exif\0\0") > MAX_EXIFS:
+            raise ValueError(f"it has more than {MAX_EXIFS} EXIF blocks, save it anew")
+        image = _READERS[name](pieces)
         _check_cost(image, data, max_pixels)
         _reduce_while_decoding(image, spec)
         _scale_colour_key(image)

@@ -90,3 +90,5 @@ def configure_logging(level: str, form: Literal["json", "text"]) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # uvicorn's word on each start-up step, and httpx's on each request, are ours already.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    for library in ("PIL", "python_multipart"):  # what a broken body is refused for is in its request's line
+        logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -120,8 +120,13 @@ async def infer(
     ] = None,
 ) -> Response:
     """Probabilities of all images; if one of them fails, the request fails and the error names its index."""
-    asked, binary = read_request(await read_body(request, service.limits), inference_header_content_length)
-    images = images_of(asked.inputs[0], binary, service.classifier.spec.input, max_images=service.limits.max_images)
+    spec, max_images = service.classifier.spec.input, service.limits.max_images
+    max_lists = 1000 + max_images * spec.height * (spec.width + 1)  # with every pixel in a list of its own
+    body = await read_body(request, service.limits)
+    asked, binary = read_request(body, inference_header_content_length, max_lists=max_lists)
+    images = images_of(asked.inputs[0], binary, spec, max_images=max_images)
+    del body, binary
+    asked.inputs.clear()  # numbers as Python objects take more than the body, and the answer may take its time
     outcomes = await service.classify(images, request.receive, asked.timeout_seconds(timeout_seconds))
     rows = np.stack([_probabilities(index, outcome) for index, outcome in enumerate(outcomes)])
     return _answer(asked, service, rows, trace_of(request.scope).request_id)

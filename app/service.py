@@ -5,6 +5,8 @@
 
 import asyncio
 import logging
+import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,7 +57,7 @@ class Service:
         """
         keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
         threads = max(1, (settings.threads or usable_threads()) // settings.workers)
-        classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads)
+        classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads, abandon=_abandon)
         quick = classifier.is_quick
         metrics = Metrics()
         engine = Engine(
@@ -176,6 +178,11 @@ class Service:
         self.metrics.queue_depth.set_function(lambda: self.engine.queue_depth)
         self.metrics.estimated_wait_seconds.set_function(self.engine.estimated_wait_seconds)
         self.metrics.ready.set_function(lambda: float(self._own_is_live and not self.draining))
+
+
+def _abandon() -> None:
+    print("convserve: the model file computes without end, and cannot be loaded", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 async def _end(future: asyncio.Future[Answer]) -> Outcome:

@@ -89,7 +89,7 @@ class InferAnswer(_Part):
     outputs: list[Tensor]
 
 
-def read_request(body: bytes, json_bytes: int | None) -> tuple[InferRequest, memoryview]:
+def read_request(body: bytes, json_bytes: int | None, *, max_lists: int) -> tuple[InferRequest, memoryview]:
     """The JSON, which is the first `json_bytes` of the body (None: all of it), and the bytes behind it.
 
     Raises: MalformedRequestError.
@@ -97,6 +97,8 @@ def read_request(body: bytes, json_bytes: int | None) -> tuple[InferRequest, mem
     size = len(body) if json_bytes is None else json_bytes
     if size > len(body):
         raise MalformedRequestError(f"Inference-Header-Content-Length is {size} and the body has only {len(body)} bytes")
+    if body.count(b"[", 0, size) + body.count(b"{", 0, size) > max_lists:  # each takes 25 times its bytes
+        raise MalformedRequestError("the JSON has more lists than images of the model's size: send pixels in the binary form")
     view = memoryview(body)
     try:
         return InferRequest.model_validate(orjson.loads(view[:size])), view[size:]
