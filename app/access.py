@@ -1,7 +1,7 @@
 """Around every request: its id in and out, one log line, its count and duration, and a 500 for what nobody caught.
 
-A plain ASGI middleware, outermost but for CORS. What happens inside leaves its trace in `scope["state"]["trace"]`, a
-RequestTrace.
+A plain ASGI middleware, outermost but for CORS; the short road of app/shortcut.py does the same. What happens inside leaves
+its trace in `scope["state"]["trace"]`, a RequestTrace.
 """
 
 import logging
@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass, field
 from functools import cache
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,10 +69,10 @@ def trace_of(scope: Scope) -> RequestTrace:
     return trace
 
 
-def check_key(request: Request, service: Service) -> None:
+def check_key(scope: Scope, service: Service) -> None:
     """Where keys are asked for, the log names the request's. Raises: UnauthorizedError when it brings none of them."""
     if service.keys is not None:
-        trace_of(request.scope).fields["key"] = service.keys.check(request.headers)
+        trace_of(scope).fields["key"] = service.keys.check(Headers(scope=scope))
 
 
 def refuse(error: Exception, scope: Scope, metrics: Metrics) -> Response:
@@ -83,32 +84,68 @@ def refuse(error: Exception, scope: Scope, metrics: Metrics) -> Response:
     return response
 
 
+class Access:
+    """What is kept of every request, whichever road it takes: its count and duration, its log line, its headers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        # A look-up by labels takes longer than counting.
+        self._requests = cache(service.metrics.requests.labels)
+        self._request_seconds = cache(lambda route: service.metrics.tally(service.metrics.request_seconds.labels(route)))
+        self._in_progress = 0
+        service.metrics.requests_in_progress.set_function(lambda: self._in_progress)
+
+    def begin(self, scope: Scope) -> RequestTrace:
+        """The trace of a new request, from now on also found by `trace_of`."""
+        trace = RequestTrace.of(scope)
+        scope.setdefault("state", {})["trace"] = trace
+        self._in_progress += 1
+        return trace
+
+    def headers(self, trace: RequestTrace) -> list[tuple[bytes, bytes]]:
+        """Those that every answer has, beside its own."""
+        headers = [(b"x-request-id", trace.request_id.encode())]
+        if trace.stages:
+            headers.append((b"server-timing", trace.server_timing().encode()))
+        if self._service.draining:
+            headers.append((b"connection", b"close"))
+        return headers
+
+    def end(self, scope: Scope, trace: RequestTrace) -> None:
+        """Counts and logs a request that is answered or whose client left."""
+        seconds = time.perf_counter() - trace.begun
+        self._in_progress -= 1
+        self._service.limits.held.release(scope)
+        route = trace.route or getattr(scope.get("route"), "path", UNMATCHED)
+        self._requests(route, trace.status).inc()
+        self._request_seconds(route).observe(seconds)
+        level = logging.DEBUG if route in PROBES else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(level, "request", extra={"fields": _fields(scope, trace, seconds)})
+
+
 class AccessMiddleware:
     """See the module."""
 
-    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access) -> None:
         self._app = app
-        self._service = service
-        self._metrics = service.metrics
-        # A look-up by labels takes longer than counting.
-        self._requests = cache(service.metrics.requests.labels)
-        self._request_seconds = cache(service.metrics.request_seconds.labels)
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = RequestTrace.of(scope)
-        scope.setdefault("state", {})["trace"] = trace
+        trace = self._access.begin(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 trace.status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *self._headers(trace, message)]}
+                given = {name for name, _ in message.get("headers", ())}
+                more = (one for one in DEFAULT_HEADERS if one[0] not in given)
+                message = {**message, "headers": [*message.get("headers", ()), *self._access.headers(trace), *more]}
             await send(message)
 
-        self._metrics.requests_in_progress.inc()
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
@@ -118,27 +155,7 @@ class AccessMiddleware:
             if not trace.status:
                 await response(scope, receive, send_with_headers)
         finally:
-            self._metrics.requests_in_progress.dec()
-            self._service.limits.held.release(scope)
-            self._record(scope, trace)
-
-    def _headers(self, trace: RequestTrace, message: Message) -> list[tuple[bytes, bytes]]:
-        given = {name for name, _ in message.get("headers", ())}
-        headers = [(b"x-request-id", trace.request_id.encode()), *(one for one in DEFAULT_HEADERS if one[0] not in given)]
-        if trace.stages:
-            headers.append((b"server-timing", trace.server_timing().encode()))
-        if self._service.draining:
-            headers.append((b"connection", b"close"))
-        return headers
-
-    def _record(self, scope: Scope, trace: RequestTrace) -> None:
-        seconds = time.perf_counter() - trace.begun
-        route = trace.route or getattr(scope.get("route"), "path", UNMATCHED)
-        self._requests(route, trace.status).inc()
-        self._request_seconds(route).observe(seconds)
-        level = logging.DEBUG if route in PROBES else logging.INFO
-        if log.isEnabledFor(level):
-            log.log(level, "request", extra={"fields": _fields(scope, trace, seconds)})
+            self._access.end(scope, trace)
 
 
 def _fields(scope: Scope, trace: RequestTrace, seconds: float) -> dict[str, object]:

@@ -73,7 +73,7 @@ async def read_image(request: Request, limits: BodyLimits) -> bytes:
         return images[0]
     if content_type == "application/json":
         return _image_of_json(await read_body(request, limits))
-    if content_type in _RAW_TYPES or content_type.startswith("image/"):
+    if is_raw(content_type):
         return await read_body(request, limits)
     raise UnsupportedImageError(
         f"content type {content_type} is not taken: send image/*, application/octet-stream, "
@@ -100,6 +100,11 @@ async def read_images(request: Request, limits: BodyLimits, *, field: str) -> li
     if not images:
         raise MalformedRequestError(f"the form has no file in a field named {field}")
     return images
+
+
+def is_raw(content_type: str) -> bool:
+    """The body is the encoded image itself."""
+    return content_type in _RAW_TYPES or content_type.startswith("image/")
 
 
 def _content_type(request: Request) -> str:

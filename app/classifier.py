@@ -151,8 +151,8 @@ class Classifier:
 
 def top_k(probabilities: Probabilities, k: int) -> list[tuple[int, float]]:
     """The `k` most probable classes of one row, `(class index, probability)`, most probable first, ties by index."""
-    best = np.argsort(-probabilities, kind="stable")[:k]
-    return list(zip(best.tolist(), probabilities[best].tolist(), strict=True))
+    best = (-probabilities).argsort(kind="stable")[:k]
+    return list(zip(best.tolist(), probabilities.take(best).tolist(), strict=True))
 
 
 def name_classes(best: Sequence[tuple[int, float]], labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from app.access import DEFAULT_HEADERS
 from app.errors import BodyTimeoutError, ConvServeError, HeadTooLargeError, MalformedRequestError
 from app.problem import problem_response
+from app.service import Service
 
 # Longer than load balancers keep idle connections (60 s is common), so that they close them, not we: no lost race.
 KEEP_ALIVE_SECONDS = 75
@@ -31,7 +32,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._service = self.config.app.state.service  # type: ignore[union-attr]
+        self._service: Service = self.app_state["service"]
         self._arm(KEEP_ALIVE_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -61,6 +62,9 @@ class Connection(HttpToolsProtocol):
             raise self._error
         self._in_head, self._bytes_beside_body = False, 0
         self._disarm()
+        self._begin_request()
+
+    def _begin_request(self) -> None:
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -90,7 +90,7 @@ class Engine:
         self._classifier = classifier
         self._batch_size = metrics.batch_size
         self._outcomes = {outcome: metrics.images.labels(outcome) for outcome in OUTCOMES}
-        self._stages = [metrics.stage_seconds.labels(stage) for stage in ("decode", "queue", "infer")]
+        self._stages = [metrics.tally(metrics.stage_seconds.labels(stage)) for stage in ("decode", "queue", "infer")]
         self._max_batch_size = max_batch_size
         self._max_wait_seconds = max_wait_seconds
         self._max_queue_size = max_queue_size
@@ -307,23 +307,21 @@ class Engine:
 
     def _settle(self, outcomes: list[tuple[_Job, Answer | Exception]]) -> None:
         """On the event loop: ends the futures and counts."""
+        classified = 0
+        decode_stage, queue_stage, infer_stage = self._stages
         for job, outcome in outcomes:
             if job.future.done():  # its request ended while it ran
                 expired = time.monotonic() >= job.deadline
                 self._outcomes["expired" if expired else "abandoned"].inc()
                 continue
-            self._count(outcome)
             if isinstance(outcome, Exception):
+                expired = isinstance(outcome, DeadlineExceededError)
+                self._outcomes["expired" if expired else "failed"].inc()
                 job.future.set_exception(outcome)
-            else:
-                job.future.set_result(outcome)
-
-    def _count(self, outcome: Answer | Exception) -> None:
-        if isinstance(outcome, Exception):
-            expired = isinstance(outcome, DeadlineExceededError)
-            self._outcomes["expired" if expired else "failed"].inc()
-            return
-        self._outcomes["classified"].inc()
-        seconds = (outcome.decode_seconds, outcome.queue_seconds, outcome.infer_seconds)
-        for stage, one in zip(self._stages, seconds, strict=True):
-            stage.observe(one)
+                continue
+            classified += 1
+            decode_stage.observe(outcome.decode_seconds)
+            queue_stage.observe(outcome.queue_seconds)
+            infer_stage.observe(outcome.infer_seconds)
+            job.future.set_result(outcome)
+        self._outcomes["classified"].inc(classified)

@@ -180,7 +180,7 @@ def fit_and_locate(image: Image.Image, spec: InputSpec) -> tuple[Pixels, Box]:
         image = light_on_dark(image)
     if image.size != (spec.width, spec.height):
         image, box = _resize(image, spec)
-    return np.asarray(image).reshape(spec.shape), box
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(spec.shape), box
 
 
 def _decode_plain_png(data: bytes, max_pixels: int) -> Image.Image | None:

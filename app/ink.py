@@ -22,8 +22,11 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 def light_on_dark(image: Image.Image) -> Image.Image:
     """The grey image, inverted if its border is nearer to its light than to its dark extreme (1st and 99th percentile)."""
+    box = image.getbbox()
+    if box is None or (min(box[:2]) > 0 and box[2] < image.width and box[3] < image.height):
+        return image  # its border is black, nobody's light extreme: most drawings end here
     border = _median_of_border(image)
-    if not border:  # black is nobody's light extreme: most drawings end here
+    if not border:
         return image
     below = list(accumulate(image.histogram()))
     low, high = _percentile(below, 0.01), _percentile(below, 0.99)

@@ -12,26 +12,25 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.access import AccessMiddleware, refuse
+from app.access import Access, AccessMiddleware, refuse
 from app.errors import ConvServeError
 from app.open_inference import router as open_inference_router
 from app.pages import playground_router
 from app.routes import predict_router, router
 from app.service import Service
-from app.shortcut import PredictShortcut
 
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
 
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI application of a service."""
-    settings = service.settings
+    settings, access = service.settings, Access(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await service.engine.start()
         posting = asyncio.create_task(service.keep_posting())
-        yield {"service": service}
+        yield {"service": service, "access": access}
         posting.cancel()
         await service.engine.close()
 
@@ -53,8 +52,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(playground_router())
     for kind in (ConvServeError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_problem)
-    app.add_middleware(PredictShortcut, service=service)
-    app.add_middleware(AccessMiddleware, service=service)
+    app.add_middleware(AccessMiddleware, access=access)
     if settings.cors_origins:  # around the other, so that a browser can read a 500 too
         app.add_middleware(
             CORSMiddleware,

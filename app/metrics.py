@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
@@ -10,6 +11,7 @@ REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.
 STAGE_BUCKETS = (0.0001, 0.00025, 0.0005, *REQUEST_BUCKETS)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 PROBABILITY_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+TALLIED = 1000
 MAX_LABELS = 100
 OTHER_LABEL = "(other)"
 _NOT_SUMMED: dict[str, Callable[[list[float]], float]] = {
@@ -21,12 +23,37 @@ _NOT_SUMMED: dict[str, Callable[[list[float]], float]] = {
 }
 
 
+class Tally:
+    """Counts a histogram's values a thousand at a time: one by one each takes 1 µs, a hundredth of a small model's request."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._bounds = np.array(histogram._upper_bounds)
+        self._values: list[float] = []
+
+    def observe(self, value: float) -> None:
+        """As the histogram's, but that `flush` counts it."""
+        self._values.append(value)
+        if len(self._values) >= TALLIED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Counts what was observed; from any thread."""
+        values = self._values[:]
+        del self._values[: len(values)]
+        buckets = np.bincount(self._bounds.searchsorted(values), minlength=len(self._bounds))
+        for bucket, count in zip(self._histogram._buckets, buckets.tolist(), strict=False):  # NaN is in none
+            bucket.inc(count)
+        self._histogram._sum.inc(sum(values))
+
+
 class Metrics:
     """Counters, gauges and histograms of one service; durations in seconds."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody reads
         self.registry = registry = CollectorRegistry()
+        self._tallies: list[Tally] = []
         ProcessCollector(registry=registry)
         self.requests = Counter(
             "convserve_requests", "Requests answered, by route template.", ["route", "status"], registry=registry
@@ -45,7 +72,9 @@ class Metrics:
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
-        self.batch_size = Histogram("convserve_batch_size", "Images run together.", buckets=BATCH_BUCKETS, registry=registry)
+        self.batch_size = self.tally(
+            Histogram("convserve_batch_size", "Images run together.", buckets=BATCH_BUCKETS, registry=registry)
+        )
         self.queue_depth = Gauge("convserve_queue_depth", "Images waiting for a thread.", registry=registry)
         self.estimated_wait_seconds = Gauge(
             "convserve_estimated_wait_seconds", "What an image that came now would wait.", registry=registry
@@ -67,8 +96,10 @@ class Metrics:
             registry=registry,
         )
         self.prediction = cache(self.predictions.labels)  # looking labels up takes longer than counting
-        self.top_probability = Histogram(
-            "convserve_top_probability", "Probability of the top label.", buckets=PROBABILITY_BUCKETS, registry=registry
+        self.top_probability = self.tally(
+            Histogram(
+                "convserve_top_probability", "Probability of the top label.", buckets=PROBABILITY_BUCKETS, registry=registry
+            )
         )
         self.cache_lookups = Counter(
             "convserve_cache_lookups", "Images looked up in the answer cache: hit or miss.", ["result"], registry=registry
@@ -82,8 +113,15 @@ class Metrics:
         )
         self.ready = Gauge("convserve_ready", "1 while /readyz answers 200.", registry=registry)
 
+    def tally(self, histogram: Histogram) -> Tally:
+        """A quicker way to observe, for a histogram or a labelled child of one."""
+        self._tallies.append(Tally(histogram))
+        return self._tallies[-1]
+
     def render(self) -> bytes:
         """The text exposition, format 0.0.4."""
+        for tally in self._tallies:
+            tally.flush()
         return generate_latest(self.registry)
 
 

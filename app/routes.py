@@ -41,7 +41,7 @@ def _service(request: Request) -> Service:
 def _asks_key(*kinds: str) -> Any:
     async def check(request: Request) -> None:
         if (service := _service(request)).settings.api_keys_for in kinds:
-            check_key(request, service)
+            check_key(request.scope, service)
 
     return Depends(check)
 

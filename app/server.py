@@ -10,9 +10,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from app.connection import KEEP_ALIVE_SECONDS, Connection
+from app.connection import KEEP_ALIVE_SECONDS
 from app.errors import SettingsError
 from app.service import Service
+from app.shortcut import PredictProtocol
 
 log = logging.getLogger("convserve")
 
@@ -54,7 +55,7 @@ def _config(app: FastAPI) -> uvicorn.Config:
     settings = app.state.service.settings
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=PredictProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -132,7 +132,7 @@ class Service:
             outcomes = await self._run(images, receive, timeout_seconds, explainer)
         else:
             outcomes = await self._recall_or_run(self.cache, images, receive, timeout_seconds)
-        self._observe(outcomes)
+        self.observe(outcomes)
         return outcomes
 
     async def _recall_or_run(
@@ -163,7 +163,8 @@ class Service:
             watch.end()
         return outcomes
 
-    def _observe(self, outcomes: Sequence[Outcome]) -> None:
+    def observe(self, outcomes: Sequence[Outcome]) -> None:
+        """Counts what was answered."""
         for outcome in outcomes:
             if isinstance(outcome, Answer):
                 best = int(outcome.probabilities.argmax())

@@ -23,12 +23,12 @@ from types import FrameType
 from fastapi import FastAPI
 
 from app.board import Board
-from app.connection import Connection
 from app.errors import ModelError, SettingsError
 from app.main import create_app
 from app.server import DrainingServer, announce
 from app.service import Service
 from app.settings import Settings
+from app.shortcut import PredictProtocol
 
 log = logging.getLogger("convserve")
 
@@ -233,8 +233,8 @@ class _WorkerServer(DrainingServer):
             self.closed[0] += 1
 
 
-class _Connection(Connection):
-    """As any other, but the server hears of its end."""
+class _Connection(PredictProtocol):
+    """As everywhere, but the server hears of its end."""
 
     def __init__(self, server: _WorkerServer) -> None:
         super().__init__(server.config, server.server_state, server.lifespan.state)
