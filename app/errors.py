@@ -20,6 +20,7 @@
 `reason` is for programs and never changes; `title` is for people; `str(error)` says what to do.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -107,6 +108,7 @@ class BadParameterError(ConvServeError):
     status = 422
     title = "Bad parameter"
     reason = "bad_parameter"
+    errors: Sequence[Mapping[str, str]] = ()  # parameter and message of each, when there are several
 
 
 class HeadTooLargeError(ConvServeError):

@@ -1,9 +1,4 @@
-"""Puts the application together: its lifespan starts and closes the engine."""
-
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+"""Puts the routes together: what FastAPI answers, which is all but the short road."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +8,7 @@ from starlette.responses import Response
 
 from app import __version__
 from app.access import Access, AccessMiddleware, refuse
-from app.errors import ConvServeError
+from app.errors import BadParameterError, ConvServeError
 from app.open_inference import router as open_inference_router
 from app.pages import playground_router
 from app.routes import predict_router, router
@@ -22,24 +17,15 @@ from app.service import Service
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, access: Access) -> FastAPI:
     """The ASGI application of a service."""
-    settings, access = service.settings, Access(service)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        await service.engine.start()
-        posting = asyncio.create_task(service.keep_posting())
-        yield {"service": service, "access": access}
-        posting.cancel()
-        await service.engine.close()
+    settings = service.settings
 
     # FastAPI's own telemetry, of which nobody reads here, would ask the environment three times per request.
     app = FastAPI(
         title="ConvServe",
         version=__version__,
         description=DESCRIPTION,
-        lifespan=lifespan,
         openapi_url="/openapi.json" if settings.docs else None,  # and without it no /docs
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -65,4 +51,13 @@ def create_app(service: Service) -> FastAPI:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        error = _bad_parameter(error)
     return refuse(error, request.scope, request.app.state.service.metrics)
+
+
+def _bad_parameter(error: RequestValidationError) -> BadParameterError:
+    errors = [{"parameter": str(one["loc"][-1]), "message": str(one["msg"])} for one in error.errors()]
+    found = BadParameterError("; ".join(f"{one['parameter']}: {one['message']}" for one in errors))
+    found.errors = errors
+    return found

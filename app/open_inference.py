@@ -13,11 +13,12 @@ from pydantic import create_model
 
 from app import __version__
 from app.access import trace_of
+from app.answers import json_answer
 from app.body import read_body
 from app.classifier import INPUT, OUTPUT, Probabilities
 from app.engine import Answer
 from app.errors import ConvServeError, UnavailableError, UnknownModelError
-from app.routes import MODEL_KEY, PROBE_KEY, PROBLEMS, RETRY_AFTER, ServiceDependency, TimeoutDependency, json_answer
+from app.routes import MODEL_KEY, PROBE_KEY, PROBLEMS, RETRY_AFTER, ServiceDependency, TimeoutDependency
 from app.schemas import Wire
 from app.service import Outcome, Service
 from app.tensors import InferAnswer, InferRequest, Tensor, images_of, outputs_of, read_request

@@ -6,7 +6,6 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -23,8 +22,6 @@ _DETAILS = {
 
 def problem_of(error: Exception, request_id: str) -> dict[str, Any]:
     """The problem object of any exception. What is not ours or Starlette's is a bug: 500, without detail."""
-    if isinstance(error, RequestValidationError):
-        return _of_validation(error, request_id)
     if isinstance(error, HTTPException):
         phrase = HTTPStatus(error.status_code).phrase
         detail = _DETAILS.get(error.status_code, str(error.detail))
@@ -33,6 +30,8 @@ def problem_of(error: Exception, request_id: str) -> dict[str, Any]:
         problem = _problem(error.status, error.title, error.reason, str(error), request_id)
         if isinstance(error, UnavailableError):
             problem["retry_after_seconds"] = round(error.retry_after_seconds, 3)
+        if isinstance(error, BadParameterError) and error.errors:
+            problem["errors"] = error.errors
         return problem
     log.error("bug: request %s failed", request_id, exc_info=error)
     detail = f"this is a bug in the service: report it with the request id {request_id}"
@@ -56,13 +55,6 @@ def problem_response(error: Exception, request_id: str, path: str) -> tuple[str,
     content = {"error": problem["detail"]} if is_v2 else problem
     media_type = "application/json" if is_v2 else MEDIA_TYPE
     return problem["reason"], Response(orjson.dumps(content), problem["status"], headers, media_type)
-
-
-def _of_validation(error: RequestValidationError, request_id: str) -> dict[str, Any]:
-    errors = [{"parameter": str(one["loc"][-1]), "message": one["msg"]} for one in error.errors()]
-    detail = "; ".join(f"{one['parameter']}: {one['message']}" for one in errors)
-    kind = BadParameterError
-    return _problem(kind.status, kind.title, kind.reason, detail, request_id) | {"errors": errors}
 
 
 def _problem(status: int, title: str, reason: str, detail: str, request_id: str) -> dict[str, Any]:

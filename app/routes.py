@@ -3,18 +3,14 @@
 import time
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
 from app import __version__
-from app.access import RequestTrace, check_key, trace_of
+from app.access import check_key, trace_of
+from app.answers import DEFAULT_TOP_K, PROBES, json_answer, model_ref, predict_answer, result_or_problem
 from app.body import read_image, read_images
-from app.classifier import name_classes
-from app.classifier import top_k as most_probable
-from app.engine import Answer
 from app.problem import MEDIA_TYPE as PROBLEM_JSON
-from app.problem import problem_of
 from app.schemas import (
     Base64Image,
     BatchAnswer,
@@ -26,10 +22,9 @@ from app.schemas import (
     Problem,
     QueueState,
 )
-from app.service import Outcome, Service
+from app.service import Service
 
 MAX_TOP_K = 1000
-DEFAULT_TOP_K = 5
 
 
 def _service(request: Request) -> Service:
@@ -148,8 +143,8 @@ async def predict_batch(
     images = await read_images(request, service.limits, field="files")
     outcomes = await service.classify(images, request.receive, timeout_seconds)
     request_id = trace_of(request.scope).request_id
-    results = [_result_or_problem(service, outcome, top_k, request_id) for outcome in outcomes]
-    return json_answer({"model": _model(service), "results": results, "request_id": request_id})
+    results = [result_or_problem(service, outcome, top_k, request_id) for outcome in outcomes]
+    return json_answer({"model": model_ref(service), "results": results, "request_id": request_id})
 
 
 @predict_router.get("/model", summary="What the model is", response_model=ModelCard, responses=_problems(401))
@@ -166,7 +161,7 @@ async def health(service: ServiceDependency) -> Response:
     engine = service.engine
     answer = Health(
         status=service.status,
-        model=ModelRef(**_model(service)),
+        model=ModelRef(**model_ref(service)),
         service_version=__version__,
         provider=service.classifier.provider,
         threads=engine.threads,
@@ -183,53 +178,16 @@ async def health(service: ServiceDependency) -> Response:
 @router.get("/livez", summary="Liveness probe", response_model=ProbeAnswer, responses={503: {"model": ProbeAnswer}})
 async def livez(service: ServiceDependency) -> Response:
     """200 while the engine makes progress; 503 when a batch hangs or a thread died, so that the pod is restarted."""
-    return json_answer({"status": "live"}) if service.is_live else json_answer({"status": "stalled"}, 503)
+    return PROBES["/livez"](service)
 
 
 @router.get("/readyz", summary="Readiness probe", response_model=ProbeAnswer, responses={503: {"model": ProbeAnswer}})
 async def readyz(service: ServiceDependency) -> Response:
     """200 while the model is loaded, proven, warm and not draining."""
-    return json_answer({"status": "ready"}) if service.status == "ok" else json_answer({"status": service.status}, 503)
+    return PROBES["/readyz"](service)
 
 
 @router.get("/metrics", dependencies=[METRICS_KEY], summary="Prometheus metrics", response_class=Response)
 async def metrics(service: ServiceDependency) -> Response:
     """Text exposition format 0.0.4."""
     return Response(service.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace) -> bytes:
-    """The JSON of one image's answer; the times it took go to the trace."""
-    trace.stages = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "infer": answer.infer_seconds}
-    content = {"model": _model(service), **_result(service, answer, k), "request_id": trace.request_id}
-    if answer.explanation is not None:
-        trace.stages["explain"] = answer.explain_seconds
-        content["explanation"] = answer.explanation
-    return orjson.dumps(content)
-
-
-def json_answer(content: dict[str, Any], status: int = 200) -> Response:
-    """An answer that FastAPI need not check."""
-    return Response(orjson.dumps(content), status, media_type="application/json")
-
-
-def _model(service: Service) -> dict[str, str]:
-    spec = service.classifier.spec
-    return {"name": spec.name, "version": spec.version}
-
-
-def _result(service: Service, answer: Answer, k: int) -> dict[str, Any]:
-    spec = service.classifier.spec
-    best = most_probable(answer.probabilities, k)
-    return {
-        "predictions": name_classes(best, spec.labels),
-        "accepted": spec.accepts(best[0][1]),
-    }
-
-
-def _result_or_problem(service: Service, outcome: Outcome, k: int, request_id: str) -> dict[str, Any]:
-    if isinstance(outcome, Answer):
-        return _result(service, outcome, k)
-    if not isinstance(outcome, Exception):
-        raise outcome
-    return {"problem": problem_of(outcome, request_id)}

@@ -1,6 +1,6 @@
 """`python -m app serve`: runs the service under uvicorn, with settings from the environment.
 
-Its start is short: nothing is collected as garbage meanwhile, and the model loads while FastAPI and uvicorn are imported.
+Its start is short: nothing is collected as garbage meanwhile, and the model loads while uvicorn is imported.
 """
 
 import argparse
@@ -41,11 +41,8 @@ def main(arguments: Sequence[str], others: Mapping[str, str]) -> int:
 def _serve(settings: Settings, listener: socket.socket) -> int:
     with ThreadPoolExecutor(1) as pool:
         service = pool.submit(Service.create, settings)
-        from app.main import create_app
         from app.server import DrainingServer
-    server = DrainingServer(create_app(service.result()))
-    gc.freeze()
-    gc.enable()
+    server = DrainingServer(service.result())
     server.run(sockets=[listener])
     log.info("stopped")
     return 0

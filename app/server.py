@@ -1,6 +1,7 @@
 """uvicorn as this service runs it: it drains before it stops, and says what it serves once the port listens."""
 
 import asyncio
+import gc
 import logging
 import math
 import signal
@@ -8,8 +9,10 @@ import socket
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.access import Access, AccessMiddleware, trace_of
+from app.answers import PROBES
 from app.connection import KEEP_ALIVE_SECONDS
 from app.errors import SettingsError
 from app.service import Service
@@ -18,21 +21,75 @@ from app.shortcut import PredictProtocol
 log = logging.getLogger("convserve")
 
 
-class DrainingServer(uvicorn.Server):
-    """uvicorn, but on SIGTERM first unready, then still serving for `drain_seconds`, then finishing what it accepted.
+class LateApp:
+    """The ASGI application. FastAPI takes as long to import as the model to load, so this begins when the port listens.
 
-    SIGINT (Ctrl-C) skips the wait, a second one what is being answered too. Exit code 0 either way.
+    Meanwhile only the probes and the short road are answered; whoever asks for more waits.
     """
 
-    def __init__(self, app: FastAPI) -> None:
-        super().__init__(_config(app))
-        self._service: Service = app.state.service
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.access = Access(service)
+        self._probes = AccessMiddleware(self._answer_probe, access=self.access)
+        self._app: asyncio.Future[ASGIApp] | None = None
+
+    def begin(self) -> asyncio.Future[ASGIApp]:
+        """Imports and builds, once, beside the event loop."""
+        if self._app is None:
+            self._app = asyncio.get_running_loop().run_in_executor(None, self._build)
+        return self._app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        asks_probe = scope["path"] in PROBES and scope["method"] == "GET" and self.service.settings.api_keys_for != "all"
+        if asks_probe and not self.begin().done():
+            await self._probes(scope, receive, send)
+        else:
+            app = await asyncio.shield(self.begin())
+            await app(scope, receive, send)
+
+    def _build(self) -> ASGIApp:
+        from app.main import create_app
+
+        app = create_app(self.service, self.access)
+        gc.freeze()
+        gc.enable()
+        return app
+
+    async def _answer_probe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        trace_of(scope).route = scope["path"]
+        await PROBES[scope["path"]](self.service)(scope, receive, send)
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn around a service, which it starts and closes.
+
+    On SIGTERM first unready, then still serving for `drain_seconds`, then finishing what it accepted. SIGINT (Ctrl-C) skips
+    the wait, a second one what is being answered too. Exit code 0 either way.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._app = LateApp(service)
+        super().__init__(_config(self._app))
+        self._service = service
+        self._posting: asyncio.Task[None]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Says that it serves when the engine is warm and the port listens, not before."""
+        await self._service.engine.start()
+        self._posting = asyncio.create_task(self._service.keep_posting())
+        self.lifespan.state.update(service=self._service, access=self._app.access)
         await super().startup(sockets)
+        self._app.begin()
         if self.started and sockets:
             announce(self._service, sockets[0].getsockname()[1])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what was accepted first."""
+        await super().shutdown(sockets)
+        self._posting.cancel()
+        if not self.force_exit:
+            await self._service.engine.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's signature)
         """Called in the main thread, between two bytecodes of whatever runs there."""
@@ -50,14 +107,14 @@ class DrainingServer(uvicorn.Server):
         asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)
 
 
-def _config(app: FastAPI) -> uvicorn.Config:
+def _config(app: LateApp) -> uvicorn.Config:
     """Raises: SettingsError when the certificate or its key cannot be used."""
-    settings = app.state.service.settings
+    settings = app.service.settings
     config = uvicorn.Config(
         app,
         http=PredictProtocol,
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,

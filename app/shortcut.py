@@ -18,12 +18,12 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.access import CLIENT_CLOSED_REQUEST, DEFAULT_HEADERS, Access, RequestTrace, check_key, refuse
+from app.answers import DEFAULT_TOP_K, predict_answer
 from app.body import is_raw
 from app.connection import Connection
 from app.engine import Answer
 from app.errors import ConvServeError, DeadlineExceededError
 from app.problem import problem_response
-from app.routes import DEFAULT_TOP_K, predict_answer
 from app.service import Outcome
 
 PATH = "/predict"

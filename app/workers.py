@@ -20,11 +20,9 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from fastapi import FastAPI
-
+import app.main  # noqa: F401 (once, before the processes part)
 from app.board import Board
 from app.errors import ModelError, SettingsError
-from app.main import create_app
 from app.server import DrainingServer, announce
 from app.service import Service
 from app.settings import Settings
@@ -174,8 +172,8 @@ def _work(
             theirs.close()
     board.own = number
     try:
-        app = create_app(Service.create(_share_of(settings), board))
-        server = _WorkerServer(app, pairs[number][1], port, closed[number : number + 1])
+        service = Service.create(_share_of(settings), board)
+        server = _WorkerServer(service, pairs[number][1], port, closed[number : number + 1])
     except (ModelError, SettingsError) as error:
         raise SystemExit(f"convserve: {error}" if number == 0 else 1) from None
     server.run(sockets=[])
@@ -194,8 +192,8 @@ def _share_of(settings: Settings) -> Settings:
 class _WorkerServer(DrainingServer):
     """Gets its connections from the parent instead of a listener, and ends when the parent says so or is gone."""
 
-    def __init__(self, app: FastAPI, channel: socket.socket, port: int, closed: memoryview) -> None:
-        super().__init__(app)
+    def __init__(self, service: Service, channel: socket.socket, port: int, closed: memoryview) -> None:
+        super().__init__(service)
         self._channel = channel
         self._port = port
         self.closed = closed  # of one number: the connections that ended

@@ -31,6 +31,7 @@ LAYERS = (
     "keys",
     "service",
     "access",
+    "answers",
     "routes",
     "tensors",
     "open_inference",

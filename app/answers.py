@@ -1,0 +1,64 @@
+"""What is answered, as JSON; FastAPI has no part in it, so that nobody waits for it to be imported."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from app.access import RequestTrace
+from app.classifier import name_classes
+from app.classifier import top_k as most_probable
+from app.engine import Answer
+from app.problem import problem_of
+from app.service import Outcome, Service
+
+DEFAULT_TOP_K = 5
+
+
+def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace) -> bytes:
+    """The JSON of one image's answer; the times it took go to the trace."""
+    trace.stages = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "infer": answer.infer_seconds}
+    content = {"model": model_ref(service), **result_of(service, answer, k), "request_id": trace.request_id}
+    if answer.explanation is not None:
+        trace.stages["explain"] = answer.explain_seconds
+        content["explanation"] = answer.explanation
+    return orjson.dumps(content)
+
+
+def json_answer(content: dict[str, Any], status: int = 200) -> Response:
+    """An answer that FastAPI need not check."""
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+def model_ref(service: Service) -> dict[str, str]:
+    spec = service.classifier.spec
+    return {"name": spec.name, "version": spec.version}
+
+
+def result_of(service: Service, answer: Answer, k: int) -> dict[str, Any]:
+    spec = service.classifier.spec
+    best = most_probable(answer.probabilities, k)
+    return {
+        "predictions": name_classes(best, spec.labels),
+        "accepted": spec.accepts(best[0][1]),
+    }
+
+
+def result_or_problem(service: Service, outcome: Outcome, k: int, request_id: str) -> dict[str, Any]:
+    if isinstance(outcome, Answer):
+        return result_of(service, outcome, k)
+    if not isinstance(outcome, Exception):
+        raise outcome
+    return {"problem": problem_of(outcome, request_id)}
+
+
+def _live(service: Service) -> Response:
+    return json_answer({"status": "live"}) if service.is_live else json_answer({"status": "stalled"}, 503)
+
+
+def _ready(service: Service) -> Response:
+    return json_answer({"status": "ready"}) if service.status == "ok" else json_answer({"status": service.status}, 503)
+
+
+PROBES: dict[str, Callable[[Service], Response]] = {"/livez": _live, "/readyz": _ready}
