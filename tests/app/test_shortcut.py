@@ -1,0 +1,70 @@
+"""The short road of `POST /predict`: what takes it, and that connections stay in order whichever road a request takes."""
+
+import json
+import re
+import socket
+import time
+
+import pytest
+
+from app.shortcut import AT_ONCE_SECONDS
+from tests.models import png
+from tests.service import ServiceProcess
+
+RED, BLUE = png((255, 0, 0)), png((0, 0, 255))
+
+
+def request(image: bytes, *headers: str, target: str = "/predict", version: str = "1.1") -> bytes:
+    lines = [f"POST {target} HTTP/{version}", "Host: x", f"Content-Length: {len(image)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + image
+
+
+def talk(service: ServiceProcess, *pieces: bytes, pause_seconds: float = 0.0) -> bytes:
+    """All that comes back for the pieces, until the service closes the connection."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(pause_seconds)
+        return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+def labels(answers: bytes) -> list[str]:
+    """The most probable label of each answer in the stream."""
+    bodies = re.findall(rb"\r\n\r\n(\{.*?\})(?=HTTP/1.1|$)", answers, re.DOTALL)
+    return [json.loads(body)["predictions"][0]["label"] for body in bodies]
+
+
+@pytest.mark.parametrize("pause_seconds", [0.0, AT_ONCE_SECONDS / 4, AT_ONCE_SECONDS * 3])
+def test_an_image_that_comes_in_pieces_is_answered_however_slow_they_are(service: ServiceProcess, pause_seconds: float) -> None:
+    first, last = request(RED), request(BLUE, "Connection: close")
+    pieces = [first[:10], first[10:-20], first[-20:], last]
+    assert labels(talk(service, *pieces, pause_seconds=pause_seconds)) == ["red", "blue"]
+
+
+def test_requests_sent_without_waiting_are_answered_in_their_order_by_whichever_road(service: ServiceProcess) -> None:
+    """A plain `top_k` takes the short road; `explain`, a browser's origin and an old version of HTTP the long one."""
+    requests = (
+        request(RED),
+        request(BLUE, target="/predict?explain=true"),
+        request(RED, target="/predict?top_k=1"),
+        request(BLUE, "Origin: https://elsewhere.example"),
+        request(RED, version="1.0"),
+    )
+    answers = talk(service, b"".join(requests))
+    assert labels(answers) == ["red", "blue", "red", "blue", "red"]
+    assert answers.count(b"\r\nx-request-id: ") == len(requests)
+
+
+def test_a_client_that_leaves_at_once_is_noticed_at_once(slow_service: ServiceProcess) -> None:
+    with socket.create_connection(("127.0.0.1", slow_service.port)) as connection:
+        connection.sendall(request(RED, "X-Request-ID: left-at-once"))
+        time.sleep(AT_ONCE_SECONDS / 4)
+    line = slow_service.wait_for_line(request_id="left-at-once")
+    assert line["status"] == 499
+    assert line["milliseconds"] < 200  # its image takes 300
+
+
+def test_a_proxy_on_this_machine_may_say_for_whom_it_asks(service: ServiceProcess) -> None:
+    talk(service, request(RED, "X-Forwarded-For: 192.0.2.7", "X-Request-ID: by-proxy"), request(RED, "Connection: close"))
+    assert service.wait_for_line(request_id="by-proxy")["client"] == "192.0.2.7"
