@@ -1,5 +1,7 @@
 """Puts the routes together: what FastAPI answers, which is all but the short road."""
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -10,6 +12,7 @@ from app import __version__
 from app.access import Access, AccessMiddleware, refuse
 from app.errors import BadParameterError, ConvServeError
 from app.open_inference import router as open_inference_router
+from app.openapi import complete
 from app.pages import playground_router
 from app.routes import predict_router, router
 from app.service import Service
@@ -17,12 +20,22 @@ from app.service import Service
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
 
 
+class Application(FastAPI):
+    """FastAPI, with an OpenAPI document that is complete."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made when it is first asked for."""
+        if self.openapi_schema is None:
+            complete(super().openapi())
+        return super().openapi()
+
+
 def create_app(service: Service, access: Access) -> FastAPI:
     """The ASGI application of a service."""
     settings = service.settings
 
     # FastAPI's own telemetry, of which nobody reads here, would ask the environment three times per request.
-    app = FastAPI(
+    app = Application(
         title="ConvServe",
         version=__version__,
         description=DESCRIPTION,

@@ -187,7 +187,13 @@ async def readyz(service: ServiceDependency) -> Response:
     return PROBES["/readyz"](service)
 
 
-@router.get("/metrics", dependencies=[METRICS_KEY], summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    dependencies=[METRICS_KEY],
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(service: ServiceDependency) -> Response:
     """Text exposition format 0.0.4."""
     return Response(service.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -35,6 +35,7 @@ LAYERS = (
     "routes",
     "tensors",
     "open_inference",
+    "openapi",
     "connection",
     "shortcut",
     "pages",
