@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-ver
 	--no-header --no-emit-index-url $(LOCKFLAGS) pyproject.toml
 SERVE = .venv/.installed
 DEV = .venv-dev/.installed
-CLIENTS = .venv-clients/.installed
+CLIENTS = .venv-clients/.installed .venv-mlserver/.installed
 OPS = .venv-ops/.installed
 CONTAINER ?= docker
 VARIANT ?= cpu
@@ -34,7 +34,7 @@ serve: $(SERVE) ## serve the model on port 8000 (settings: CONVSERVE_* in the en
 test: $(DEV) ## run the tests
 	@.venv-dev/bin/python -m pytest
 
-test-clients: $(DEV) $(CLIENTS) ## run Triton's and KServe's clients, and schemathesis, against the service
+test-clients: $(DEV) $(CLIENTS) ## run Triton's, KServe's and MLServer's clients, and schemathesis, against the service
 	@.venv-dev/bin/python -m pytest tests/app/test_open_inference_clients.py tests/app/test_openapi.py
 
 check: $(DEV) ## check format, lint and types; changes nothing
@@ -88,7 +88,7 @@ vulnerabilities: $(OPS) ## look up the locked packages in the public list of kno
 	@.venv-ops/bin/pip-audit --require-hashes --disable-pip -r requirements/serve.txt
 
 clean: ## remove the environments and every cache
-	@rm -rf .venv .venv-clients .venv-dev .venv-ops .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	@rm -rf .venv .venv-clients .venv-dev .venv-mlserver .venv-ops .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear: a package that left the lock leaves .venv too.
@@ -99,9 +99,12 @@ $(SERVE): requirements/serve.txt
 $(DEV): requirements/dev.txt
 	$(call install,.venv-dev,,,PyTorch and the developer tools (up to 6 GB; takes minutes))
 
-# Their pins clash with ours (ml-dtypes, protobuf), so they only ever talk to the service over HTTP.
-$(CLIENTS): requirements/clients.txt
+# Their pins clash with ours (ml-dtypes, protobuf) and with each other (FastAPI), so they only ever talk to the service over HTTP.
+.venv-clients/.installed: requirements/clients.txt
 	$(call install,.venv-clients,--clear,,other people's clients (about 560 MB))
+
+.venv-mlserver/.installed: requirements/clients-mlserver.txt
+	$(call install,.venv-mlserver,--clear,,MLServer (about 425 MB))
 
 $(OPS): requirements/operations.txt
 	$(call install,.venv-ops,--clear,,what checks the container and the manifests (about 570 MB))

@@ -1,4 +1,4 @@
-"""Other people's clients of the Open Inference Protocol, in an environment of their own: `make test-clients` makes it."""
+"""Other people's clients of the Open Inference Protocol, in environments of their own: `make test-clients` makes them."""
 
 import json
 import subprocess
@@ -11,18 +11,18 @@ import pytest
 from tests.models import COLOURS, colour_probabilities, png
 from tests.service import ROOT, ServiceProcess
 
-PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 COLOUR = (60, 200, 30)
 EXPECTED = colour_probabilities(COLOUR)
 
-pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="the clients' pins clash with ours: make test-clients runs them")
 
-
-def understood(script: str, address: str, tmp_path: Path) -> Any:
-    """What the script prints."""
+def understood(script: str, address: str, tmp_path: Path, *, environment: str = ".venv-clients") -> Any:
+    """What the script prints, run in its environment."""
+    python = ROOT / environment / "bin" / "python"
+    if not python.exists():
+        pytest.skip("the clients' pins clash with ours: make test-clients runs them")
     image = tmp_path / "image.png"
     image.write_bytes(png(COLOUR))
-    command = [str(PYTHON), str(ROOT / "tests" / "clients" / script), address, str(image)]
+    command = [str(python), str(ROOT / "tests" / "clients" / script), address, str(image)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
@@ -53,3 +53,15 @@ def test_kserves_client_is_served(service: ServiceProcess, tmp_path: Path) -> No
         assert np.array(probabilities) == pytest.approx(np.array([EXPECTED] * len(probabilities)), abs=1e-5)
     assert [len(probabilities) for _, _, probabilities in found["answers"]] == [1, 1, 2]
     assert "image 0: the bytes are not an image" in found["error"]
+
+
+def test_mlservers_types_are_understood_both_ways(service: ServiceProcess, tmp_path: Path) -> None:
+    found = understood("with_mlserver.py", service.url, tmp_path, environment=".venv-mlserver")
+    assert found["server"] == "convserve"
+    assert found["model"]["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}]
+    assert len(found["answers"]) == 3
+    for request_id, model, probabilities in found["answers"]:
+        assert (request_id, model) == ("42", "colours")
+        assert np.array(probabilities) == pytest.approx(np.array([EXPECTED] * 2), abs=1e-5)
+    assert "image 0: the bytes are not an image" in found["errors"][0]
+    assert "there is no model other" in found["errors"][1]
