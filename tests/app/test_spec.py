@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from app.errors import ModelError
 from app.spec import SPEC_KEY, Golden, InputSpec, ModelSpec
 from tests.models import colour_probabilities, colour_spec, png
+from tests.service import ROOT
 
 
 def changed_metadata(**changes: object) -> dict[str, str]:
@@ -123,3 +124,9 @@ def test_a_golden_that_proves_nothing_is_refused(tolerance: float) -> None:
 def test_a_probability_above_one_is_no_golden() -> None:
     with pytest.raises(ValidationError, match="probabilities"):
         Golden.of(b"", [1.5, 0.5], 0.01)
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    written = json.loads((ROOT / "docs" / "model-file.schema.json").read_text(encoding="utf-8"))
+    now = json.dumps(ModelSpec.model_json_schema(), indent=1, ensure_ascii=False)
+    assert written == json.loads(now), f"write docs/model-file.schema.json anew:\n{now}"
