@@ -2,10 +2,11 @@
 
 import json
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from mlserver.codecs import Base64Codec, NumpyCodec
 from mlserver.types import (
@@ -20,15 +21,24 @@ from mlserver.types import (
 
 url, path = sys.argv[1:]
 image = Path(path).read_bytes()
-infer = f"{url}/v2/models/colours/infer"
 
 
-def ask(request: InferenceRequest) -> httpx.Response:
-    return httpx.post(infer, content=request.model_dump_json(), headers={"content-type": "application/json"}, trust_env=False)
+def fetch(path: str, body: str | None = None) -> bytes:
+    """What comes, whatever its status."""
+    asked = urllib.request.Request(url + path, body and body.encode(), {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(asked) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.read()
+
+
+def ask(request: InferenceRequest) -> bytes:
+    return fetch("/v2/models/colours/infer", request.model_dump_json())
 
 
 def understand(request: InferenceRequest) -> list[Any]:
-    answer = InferenceResponse.model_validate_json(ask(request).content)
+    answer = InferenceResponse.model_validate_json(ask(request))
     return [answer.id, answer.model_name, NumpyCodec.decode_output(answer.outputs[0]).tolist()]
 
 
@@ -40,18 +50,16 @@ requests = [
     InferenceRequest(id="42", inputs=[encoded], parameters=Parameters(content_type="np")),
 ]
 broken = Base64Codec.encode_input("images", [b"text"], use_bytes=False)
-model = MetadataModelResponse.model_validate_json(httpx.get(f"{url}/v2/models/colours", trust_env=False).content)
+model = MetadataModelResponse.model_validate_json(fetch("/v2/models/colours"))
 print(
     json.dumps(
         {
-            "server": MetadataServerResponse.model_validate_json(httpx.get(f"{url}/v2", trust_env=False).content).name,
+            "server": MetadataServerResponse.model_validate_json(fetch("/v2")).name,
             "model": model.model_dump(exclude_none=True),
             "answers": [understand(one) for one in requests],
             "errors": [
-                InferenceErrorResponse.model_validate_json(ask(InferenceRequest(inputs=[broken])).content).error,
-                MetadataModelErrorResponse.model_validate_json(
-                    httpx.get(f"{url}/v2/models/other", trust_env=False).content
-                ).error,
+                InferenceErrorResponse.model_validate_json(ask(InferenceRequest(inputs=[broken]))).error,
+                MetadataModelErrorResponse.model_validate_json(fetch("/v2/models/other")).error,
             ],
         }
     )
