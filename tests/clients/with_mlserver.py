@@ -25,7 +25,7 @@ image = Path(path).read_bytes()
 
 def fetch(path: str, body: str | None = None) -> bytes:
     """What comes, whatever its status."""
-    asked = urllib.request.Request(url + path, body and body.encode(), {"content-type": "application/json"})
+    asked = urllib.request.Request(url + path, body.encode() if body else None, {"content-type": "application/json"})
     try:
         with urllib.request.urlopen(asked) as answer:
             return bytes(answer.read())
