@@ -7,7 +7,7 @@ import orjson
 from starlette.responses import Response
 
 from app.access import RequestTrace
-from app.classifier import name_classes
+from app.classifier import Classifier, name_classes
 from app.classifier import top_k as most_probable
 from app.engine import Answer
 from app.problem import problem_of
@@ -16,10 +16,10 @@ from app.service import Outcome, Service
 DEFAULT_TOP_K = 5
 
 
-def predict_answer(service: Service, answer: Answer, k: int, trace: RequestTrace) -> bytes:
+def predict_answer(answer: Answer, k: int, trace: RequestTrace) -> bytes:
     """The JSON of one image's answer; the times it took go to the trace."""
     trace.stages = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "infer": answer.infer_seconds}
-    content = {"model": model_ref(service), **result_of(service, answer, k), "request_id": trace.request_id}
+    content = {"model": model_ref(answer.classifier), **result_of(answer, k), "request_id": trace.request_id}
     if answer.explanation is not None:
         trace.stages["explain"] = answer.explain_seconds
         content["explanation"] = answer.explanation
@@ -31,13 +31,12 @@ def json_answer(content: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
-def model_ref(service: Service) -> dict[str, str]:
-    spec = service.classifier.spec
-    return {"name": spec.name, "version": spec.version}
+def model_ref(classifier: Classifier) -> dict[str, str]:
+    return {"name": classifier.spec.name, "version": classifier.spec.version}
 
 
-def result_of(service: Service, answer: Answer, k: int) -> dict[str, Any]:
-    spec = service.classifier.spec
+def result_of(answer: Answer, k: int) -> dict[str, Any]:
+    spec = answer.classifier.spec
     best = most_probable(answer.probabilities, k)
     return {
         "predictions": name_classes(best, spec.labels),
@@ -45,9 +44,9 @@ def result_of(service: Service, answer: Answer, k: int) -> dict[str, Any]:
     }
 
 
-def result_or_problem(service: Service, outcome: Outcome, k: int, request_id: str) -> dict[str, Any]:
+def result_or_problem(outcome: Outcome, k: int, request_id: str) -> dict[str, Any]:
     if isinstance(outcome, Answer):
-        return result_of(service, outcome, k)
+        return result_of(outcome, k)
     if not isinstance(outcome, Exception):
         raise outcome
     return {"problem": problem_of(outcome, request_id)}

@@ -19,18 +19,22 @@ class Board:
     def __init__(self, places: int) -> None:
         self.own = 0
         self._places = places
-        self._memory = mmap.mmap(-1, places * _PLACE_BYTES)
+        self._memory = mmap.mmap(-1, 2 * places * _PLACE_BYTES)
 
-    def write(self, note: bytes) -> None:
-        """Replaces the own note; one too long for its place is cut."""
+    def write(self, note: bytes, *, decision: bool = False) -> None:
+        """Replaces the own note, or the own decision for all; one too long for its place is cut."""
         note = note[: _PLACE_BYTES - _HEADER.size]
-        begin = self.own * _PLACE_BYTES
+        begin = (self.own + decision * self._places) * _PLACE_BYTES
         _HEADER.pack_into(self._memory, begin, zlib.crc32(note), len(note), time.monotonic())
         self._memory[begin + _HEADER.size : begin + _HEADER.size + len(note)] = note
 
     def others(self) -> list[tuple[float, bytes]]:
         """Every other worker's note and how many seconds old it is."""
         return [self._read(place) for place in range(self._places) if place != self.own]
+
+    def decision(self) -> bytes:
+        """What was last decided, by whichever worker; empty while nothing is."""
+        return min(self._read(self._places + place) for place in range(self._places))[1]
 
     def _read(self, place: int) -> tuple[float, bytes]:
         begin = place * _PLACE_BYTES

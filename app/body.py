@@ -111,7 +111,7 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_body(request: Request, limits: BodyLimits) -> bytes:
+async def read_body(request: Request, limits: BodyLimits, *, may_be_empty: bool = False) -> bytes:
     """Collects the body and stops at the first byte too many. Raises also for an empty one."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedImageError("a compressed request body is not taken: send the image file as it is")
@@ -134,7 +134,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytes:
                 chunks.append(chunk)
     except TimeoutError as error:
         raise BodyTimeoutError(f"the body did not arrive within {limits.timeout_seconds:g} s") from error
-    if not size:
+    if not size and not may_be_empty:
         raise MalformedRequestError("the body is empty: send an image file, for example curl --data-binary @image.jpg")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

@@ -32,6 +32,7 @@ EXPLAIN = "explain"  # optional input, false unless given: whether there are map
 MAPS = "activation_maps"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+OTHER_DIGEST = "its SHA-256 is another than CONVSERVE_MODEL_SHA256 or the request says: find out why before you say this one"
 # A model faster than this gains nothing from several threads: per call 0.08 instead of 0.09 ms for digits, without spinning,
 # but 6.6 instead of 11.6 ms for EfficientNet-Lite0 (2 cores, Zen 3, 2026-11); and calls side by side fight for the interpreter.
 QUICK_SECONDS = 0.002
@@ -63,6 +64,7 @@ class Classifier:
         device: Device = "auto",
         threads: int = 1,
         threads_alone: int = 1,
+        sha256: str = "",
         abandon: Callable[[], None] = lambda: None,
     ) -> Self:
         """Loads, proves and warms the model file at `path`.
@@ -71,6 +73,7 @@ class Classifier:
         `threads_alone` that of a call that is alone, if the model runs on the CPU and is slow enough to gain.
         `abandon` is called from another thread when the file cannot be stopped from computing: it may end the process.
         `device` auto takes CUDA where onnxruntime offers it, else the CPU; cuda refuses to fall back.
+        A file of another digest than `sha256` is refused before onnxruntime sees it.
 
         Raises: ModelError.
         """
@@ -78,12 +81,15 @@ class Classifier:
             if path.stat().st_size > MAX_FILE_BYTES or not (path.is_file() or path.is_dir()):
                 raise ModelError(f"it is no file of at most {MAX_FILE_BYTES:,} bytes")
             content = path.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            if sha256 not in ("", digest):
+                raise ModelError(OTHER_DIGEST)
             options, run = _session_options(threads), ort.RunOptions()
             with _limits(LOAD_BYTES + 8 * len(content), options, run, abandon):
                 session = _open_session(content, device, options)
                 spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
                 _check_signature(session, spec)
-                classifier = cls(session, spec, hashlib.sha256(content).hexdigest())
+                classifier = cls(session, spec, digest)
                 classifier._prove(run)
                 classifier.is_quick = classifier.provider == CPU and classifier._seconds(run) <= QUICK_SECONDS
                 if threads_alone > threads and classifier.provider == CPU and not classifier.is_quick:

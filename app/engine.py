@@ -39,8 +39,9 @@ OUTCOMES = ("classified", "failed", "expired", "abandoned")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one image came to, and the seconds each stage took."""
+    """What one image came to, by which model, and the seconds each stage took."""
 
+    classifier: Classifier
     probabilities: Probabilities  # (classes,)
     decode_seconds: float
     queue_seconds: float
@@ -87,7 +88,7 @@ class Engine:
         max_queue_size: int = 256,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
-        self._classifier = classifier
+        self.classifier = classifier
         self._batch_size = metrics.batch_size
         self._outcomes = {outcome: metrics.images.labels(outcome) for outcome in OUTCOMES}
         self._stages = [metrics.tally(metrics.stage_seconds.labels(stage)) for stage in ("decode", "queue", "infer")]
@@ -101,6 +102,7 @@ class Engine:
         self._extra_passes = 0  # of jobs that wait or run, beyond one for each
         self._seconds_per_image: float | None = None  # of one thread, moving average
         self._workers = [self._make_worker(number) for number in range(threads)]
+        self.shadow: Callable[[Source, Answer], None] | None = None  # sees every answer
         self._loop: asyncio.AbstractEventLoop
 
     async def start(self) -> None:
@@ -108,7 +110,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         for worker in self._workers:
             worker.thread.start()
-        golden = self._classifier.spec.goldens[0].data
+        golden = self.classifier.spec.goldens[0].data
         images = min(len(self._workers), self._max_queue_size)
         await asyncio.gather(*self.submit([golden] * images, deadline=math.inf))
 
@@ -268,7 +270,7 @@ class Engine:
         job.started_at = time.monotonic()
         if not isinstance(job.data, bytes):
             return job.data
-        spec = self._classifier.spec.input
+        spec = self.classifier.spec.input
         try:
             return fit(decode(job.data, spec, max_pixels=self._max_pixels), spec)
         except Exception as error:
@@ -284,7 +286,7 @@ class Engine:
         begun = time.monotonic()
         try:
             alone = self.images_in_progress == 1
-            rows = self._classifier(np.stack([pixels for _, pixels in fitted]), alone=alone)
+            rows = self.classifier(np.stack([pixels for _, pixels in fitted]), alone=alone)
         except Exception as error:
             log.exception("a batch of %d failed in the session", len(fitted))
             if len(fitted) == 1:
@@ -295,9 +297,9 @@ class Engine:
             return
         seconds = time.monotonic() - begun
         self._batch_size.observe(len(fitted))
-        for (job, _), probabilities in zip(fitted, rows, strict=True):
+        for (job, _), row in zip(fitted, rows, strict=True):
             queue_seconds = begun - job.queued_at - job.decode_seconds
-            outcomes.append((job, Answer(probabilities, job.decode_seconds, queue_seconds, seconds, len(fitted))))
+            outcomes.append((job, Answer(self.classifier, row, job.decode_seconds, queue_seconds, seconds, len(fitted))))
 
     def _learn(self, seconds: float, images: int) -> None:
         if images:
@@ -324,4 +326,6 @@ class Engine:
             queue_stage.observe(outcome.queue_seconds)
             infer_stage.observe(outcome.infer_seconds)
             job.future.set_result(outcome)
+            if self.shadow is not None:
+                self.shadow(job.data, outcome)
         self._outcomes["classified"].inc(classified)

@@ -1,7 +1,7 @@
 """The errors of the service, each carrying the HTTP status it becomes.
 
     ConvServeError                   500 internal
-    ├── ModelError                   the model file is missing, broken or cannot prove itself (start-up)
+    ├── ModelError                   422 model_refused: missing, broken or cannot prove itself; at start-up the end
     ├── SettingsError                a setting is unknown or out of range (start-up)
     ├── MalformedRequestError        400 malformed_request
     ├── UnauthorizedError            401 unauthorized
@@ -33,10 +33,11 @@ class ConvServeError(Exception):
 
 
 class ModelError(ConvServeError):
-    """The model file cannot be loaded or fails its own goldens; start-up stops."""
+    """The model file cannot be loaded or fails its own goldens: start-up stops, and a running service keeps its model."""
 
+    status = 422
     title = "Model cannot be loaded"
-    reason = "model"
+    reason = "model_refused"
 
 
 class SettingsError(ConvServeError):

@@ -66,7 +66,7 @@ class Explainer:
             "overlay": base64.b64encode(draw_overlay(evidence, box, image.size)).decode(),
         }
         seconds = time.monotonic() - inferred
-        return Answer(probabilities, decoded - begun, 0.0, inferred - decoded, 1, seconds, explanation)
+        return Answer(self.classifier, probabilities, decoded - begun, 0.0, inferred - decoded, 1, seconds, explanation)
 
 
 def contrast(maps: Maps, class_index: int) -> Evidence:

@@ -14,7 +14,7 @@ from app.errors import BadParameterError, ConvServeError
 from app.open_inference import router as open_inference_router
 from app.openapi import complete
 from app.pages import playground_router
-from app.routes import predict_router, router
+from app.routes import admin_router, predict_router, router
 from app.service import Service
 
 DESCRIPTION = "Classifies images by one self-describing ONNX model. Errors are RFC 9457 problem+json with a stable `reason`."
@@ -47,6 +47,8 @@ def create_app(service: Service, access: Access) -> FastAPI:
     app.include_router(predict_router)
     app.include_router(open_inference_router)
     app.include_router(router)
+    if settings.admin_keys:
+        app.include_router(admin_router)
     if settings.playground:
         app.include_router(playground_router())
     for kind in (ConvServeError, HTTPException, RequestValidationError):

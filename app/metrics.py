@@ -111,6 +111,13 @@ class Metrics:
             ["name", "version", "sha256", "provider"],
             registry=registry,
         )
+        self.model_loads = Counter(
+            "convserve_model_loads", "Models loaded while serving: changed, refused.", ["outcome"], registry=registry
+        )
+        self.model_loads.labels("refused")  # there from the start, so that the first one is an increase
+        self.shadow_difference = Histogram(
+            "convserve_shadow_difference", "Largest difference of a probability in shadow.", ["top_label"], registry=registry
+        )
         self.ready = Gauge("convserve_ready", "1 while /readyz answers 200.", registry=registry)
 
     def tally(self, histogram: Histogram) -> Tally:

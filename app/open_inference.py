@@ -15,7 +15,7 @@ from app import __version__
 from app.access import trace_of
 from app.answers import json_answer
 from app.body import read_body
-from app.classifier import INPUT, OUTPUT, Probabilities
+from app.classifier import INPUT, OUTPUT
 from app.engine import Answer
 from app.errors import ConvServeError, UnavailableError, UnknownModelError
 from app.routes import MODEL_KEY, PROBE_KEY, PROBLEMS, RETRY_AFTER, ServiceDependency, TimeoutDependency
@@ -121,35 +121,37 @@ async def infer(
     ] = None,
 ) -> Response:
     """Probabilities of all images; if one of them fails, the request fails and the error names its index."""
+    body = await read_body(request, service.limits)
+    _check_name(service, request.path_params["name"])  # again: while the body came, another model may have taken its place
+    _check_version(service, request.path_params.get("version", service.classifier.spec.version))
     spec, max_images = service.classifier.spec.input, service.limits.max_images
     max_lists = 1000 + max_images * spec.height * (spec.width + 1)  # with every pixel in a list of its own
-    body = await read_body(request, service.limits)
     asked, binary = read_request(body, inference_header_content_length, max_lists=max_lists)
     images = images_of(asked.inputs[0], binary, spec, max_images=max_images)
     del body, binary
     asked.inputs.clear()  # numbers as Python objects take more than the body, and the answer may take its time
     outcomes = await service.classify(images, request.receive, asked.timeout_seconds(timeout_seconds))
-    rows = np.stack([_probabilities(index, outcome) for index, outcome in enumerate(outcomes)])
-    return _answer(asked, service, rows, trace_of(request.scope).request_id)
+    answers = [_answer_of(index, outcome) for index, outcome in enumerate(outcomes)]
+    return _response(asked, answers, trace_of(request.scope).request_id)
 
 
 router.include_router(one_model, prefix="/models/{name}", dependencies=[_NAME])
 router.include_router(one_model, prefix="/models/{name}/versions/{version}", dependencies=[_NAME, _VERSION])
 
 
-def _probabilities(index: int, outcome: Outcome) -> Probabilities:
-    """One image's row. Raises what it ended with, and names the image."""
+def _answer_of(index: int, outcome: Outcome) -> Answer:
+    """One image's answer. Raises what it ended with, and names the image."""
     if isinstance(outcome, Answer):
-        return outcome.probabilities
+        return outcome
     if isinstance(outcome, UnavailableError) or not isinstance(outcome, Exception):
         raise outcome
     kind = type(outcome) if isinstance(outcome, ConvServeError) else ConvServeError
     raise kind(f"image {index}: {outcome}") from outcome
 
 
-def _answer(asked: InferRequest, service: Service, rows: Probabilities, request_id: str) -> Response:
-    spec = service.classifier.spec
-    outputs = outputs_of(asked, rows, spec.labels)
+def _response(asked: InferRequest, answers: list[Answer], request_id: str) -> Response:
+    spec = answers[0].classifier.spec  # one request's images all go to one model
+    outputs = outputs_of(asked, np.stack([one.probabilities for one in answers]), spec.labels)
     head = {"model_name": spec.name, "model_version": spec.version, "id": asked.id or request_id}
     content = orjson.dumps(head | {"outputs": [tensor for tensor, _ in outputs]}, option=orjson.OPT_SERIALIZE_NUMPY)
     packed = b"".join(part for _, part in outputs)

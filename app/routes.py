@@ -5,17 +5,22 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
+from pydantic import ValidationError
 
 from app import __version__
 from app.access import check_key, trace_of
 from app.answers import DEFAULT_TOP_K, PROBES, json_answer, model_ref, predict_answer, result_or_problem
-from app.body import read_image, read_images
+from app.body import read_body, read_image, read_images
+from app.change import change
+from app.engine import Answer
+from app.errors import BadParameterError, UnauthorizedError
 from app.problem import MEDIA_TYPE as PROBLEM_JSON
 from app.schemas import (
     Base64Image,
     BatchAnswer,
     Health,
     ModelCard,
+    ModelChange,
     ModelRef,
     PredictAnswer,
     ProbeAnswer,
@@ -84,8 +89,8 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": content}}
+def _body(content: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
+    return {"requestBody": {"required": required, "content": content}}
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -98,6 +103,7 @@ _FILES_FORM = {
 
 predict_router = APIRouter(dependencies=[MODEL_KEY], tags=["predict"])
 router = APIRouter(dependencies=[PROBE_KEY], tags=["operate"])
+admin_router = APIRouter(tags=["operate"])
 
 
 @predict_router.post(
@@ -127,7 +133,7 @@ async def predict(
     [outcome] = await service.classify([image], request.receive, timeout_seconds, explainer)
     if isinstance(outcome, BaseException):
         raise outcome
-    return Response(predict_answer(service, outcome, top_k, trace_of(request.scope)), media_type="application/json")
+    return Response(predict_answer(outcome, top_k, trace_of(request.scope)), media_type="application/json")
 
 
 @predict_router.post(
@@ -143,8 +149,9 @@ async def predict_batch(
     images = await read_images(request, service.limits, field="files")
     outcomes = await service.classify(images, request.receive, timeout_seconds)
     request_id = trace_of(request.scope).request_id
-    results = [result_or_problem(service, outcome, top_k, request_id) for outcome in outcomes]
-    return json_answer({"model": model_ref(service), "results": results, "request_id": request_id})
+    results = [result_or_problem(outcome, top_k, request_id) for outcome in outcomes]
+    made_by = next((one.classifier for one in outcomes if isinstance(one, Answer)), service.classifier)
+    return json_answer({"model": model_ref(made_by), "results": results, "request_id": request_id})
 
 
 @predict_router.get("/model", summary="What the model is", response_model=ModelCard, responses=_problems(401))
@@ -161,7 +168,7 @@ async def health(service: ServiceDependency) -> Response:
     engine = service.engine
     answer = Health(
         status=service.status,
-        model=ModelRef(**model_ref(service)),
+        model=ModelRef(**model_ref(service.classifier)),
         service_version=__version__,
         provider=service.classifier.provider,
         threads=engine.threads,
@@ -197,3 +204,23 @@ async def readyz(service: ServiceDependency) -> Response:
 async def metrics(service: ServiceDependency) -> Response:
     """Text exposition format 0.0.4."""
     return Response(service.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@admin_router.post(
+    "/admin/model",
+    summary="Change the model",
+    responses={200: {"model": ModelCard}, **_problems(401, 408, 413, 422, 503)},
+    openapi_extra=_body({"application/json": {"schema": ModelChange.model_json_schema()}}, required=False),
+)
+async def admin_model(request: Request, service: ServiceDependency) -> Response:
+    """Answers as `/model` when the other model serves; a refusal changes nothing. No body: the configured file, read anew."""
+    check_key(request.scope, service)
+    if trace_of(request.scope).fields.get("key") not in service.settings.admin_keys:
+        raise UnauthorizedError("this key may not change the model: CONVSERVE_ADMIN_KEYS names those that may")
+    body = await read_body(request, service.limits, may_be_empty=True)
+    try:
+        asked = ModelChange.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        raise BadParameterError(f"the JSON is not taken: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+    await change(service, asked)
+    return await model(service)

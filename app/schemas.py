@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.settings import DIGEST
 from app.spec import AcceptRule, Figures, InputSpec, Provenance
 
 
@@ -91,6 +92,16 @@ class BatchAnswer(Wire):
     model: ModelRef
     results: list[BatchResult]
     request_id: str
+
+
+class ModelChange(Wire):
+    """Body of `POST /admin/model`."""
+
+    path: str = Field(default="", pattern=r"^[^/\\\x00]*$", description="name of a file beside CONVSERVE_MODEL; none: that")
+    sha256: str = Field(default="", pattern=DIGEST, description="that the file must have; not to be left out with `path`")
+    shadow: float = Field(default=0, ge=0, le=1, description="share of live images that it must answer in shadow first")
+    seconds: float = Field(default=60, ge=0, le=86_400, description="how long it stays in shadow")
+    agreement: float = Field(default=0.9, ge=0, le=1, description="share of those that must get the same label in shadow")
 
 
 class Base64Image(Wire):

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str], others: Mapping[str, str]) -> int:
     # Until uvicorn takes over: to process 1 of a container SIGTERM means nothing by default, however long the model loads.
     # At once: unwinding waits for the thread that loads it, and a second signal would end the interpreter under that thread.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the model file is being read anyway
     try:
         settings = Settings.load()
         configure_logging(settings.log_level, settings.log_format)

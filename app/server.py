@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access import Access, AccessMiddleware, trace_of
 from app.answers import PROBES
+from app.change import follow
 from app.connection import KEEP_ALIVE_SECONDS
 from app.errors import SettingsError
 from app.service import Service
@@ -72,22 +73,23 @@ class DrainingServer(uvicorn.Server):
         self._app = LateApp(service)
         super().__init__(_config(self._app))
         self._service = service
-        self._posting: asyncio.Task[None]
+        self._background: asyncio.Future[tuple[None, None]]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Says that it serves when the engine is warm and the port listens, not before."""
         await self._service.engine.start()
-        self._posting = asyncio.create_task(self._service.keep_posting())
+        self._background = asyncio.gather(self._service.keep_posting(), follow(self._service))
         self.lifespan.state.update(service=self._service, access=self._app.access)
         await super().startup(sockets)
         self._app.begin()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._service.told.set)
         if self.started and sockets:
             announce(self._service, sockets[0].getsockname()[1])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what was accepted first."""
         await super().shutdown(sockets)
-        self._posting.cancel()
+        self._background.cancel()
         if not self.force_exit:
             await self._service.engine.close()
 

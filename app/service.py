@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -24,6 +24,7 @@ from app.errors import BadParameterError, DeadlineExceededError
 from app.explain import Explainer
 from app.keys import ApiKeys
 from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics, merge
+from app.schemas import ModelChange
 from app.settings import Settings
 from app.threads import usable_threads
 
@@ -48,6 +49,9 @@ class Service:
     board: Board | None = None
     started_at: float = field(default_factory=time.monotonic)
     draining: bool = False
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while the model is being changed
+    told: asyncio.Event = field(default_factory=asyncio.Event)  # to read the configured file anew
+    decision: bytes = b""  # of the board's, the one that was acted on last
 
     @classmethod
     def create(cls, settings: Settings, board: Board | None = None) -> Self:
@@ -56,26 +60,22 @@ class Service:
         Raises: ModelError, SettingsError.
         """
         keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
-        threads = max(1, (settings.threads or usable_threads()) // settings.workers)
-        classifier = Classifier.load(settings.model, device=settings.device, threads_alone=threads, abandon=_abandon)
-        quick = classifier.is_quick
         metrics = Metrics()
-        engine = Engine(
-            classifier,
-            metrics,
-            threads=1 if quick and not settings.threads else threads,
-            max_batch_size=settings.max_batch_size or (32 if quick else 4),
-            max_wait_seconds=settings.max_wait_ms / 1000,
-            max_queue_size=settings.max_queue_size,
-            max_pixels=settings.max_pixels,
-        )
+        engine = load_engine(settings, metrics, ModelChange(), abandon=_abandon)
         max_images = min(settings.max_images_per_request, settings.max_queue_size)  # more would be refused for ever
-        held = HeldBodies(max(settings.max_queue_bytes, settings.max_body_bytes), engine.estimated_wait_seconds)
+        max_bytes = max(settings.max_queue_bytes, settings.max_body_bytes)
+        held = HeldBodies(max_bytes, lambda: service.engine.estimated_wait_seconds())
         limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images, held)
-        cache = AnswerCache(settings.cache_bytes, metrics) if settings.cache_bytes else None
-        service = cls(settings, classifier, engine, metrics, limits, keys, cache, board)
+        service = cls(settings, engine.classifier, engine, metrics, limits, keys, board=board)
         service._describe()
         return service
+
+    async def serve(self, engine: Engine) -> None:
+        """Answers by another engine and its model from now on; the images accepted before get the answers of the one before."""
+        await engine.start()
+        before, self.engine, self.classifier = self.engine, engine, engine.classifier  # no request comes between
+        self._describe()
+        await before.close()
 
     @property
     def status(self) -> Literal["ok", "draining", "stalled"]:
@@ -138,10 +138,10 @@ class Service:
     async def _recall_or_run(
         self, cache: AnswerCache, images: Sequence[Source], receive: Receive, timeout_seconds: float
     ) -> list[Outcome]:
-        found = [cache.find(image) for image in images]
+        classifier, found = self.classifier, [cache.find(image) for image in images]
         unknown = [image for image, (_, row) in zip(images, found, strict=True) if row is None]
         fresh = iter(await self._run(unknown, receive, timeout_seconds) if unknown else ())
-        outcomes = [next(fresh) if row is None else Answer(row, 0.0, 0.0, 0.0, 0) for _, row in found]
+        outcomes = [next(fresh) if row is None else Answer(classifier, row, 0.0, 0.0, 0.0, 0) for _, row in found]
         for (key, _), outcome in zip(found, outcomes, strict=True):
             if isinstance(outcome, Answer):
                 cache.keep(key, outcome.probabilities)
@@ -168,22 +168,43 @@ class Service:
         for outcome in outcomes:
             if isinstance(outcome, Answer):
                 best = int(outcome.probabilities.argmax())
-                label = self.classifier.spec.labels[best] if best < MAX_LABELS else OTHER_LABEL
+                label = outcome.classifier.spec.labels[best] if best < MAX_LABELS else OTHER_LABEL
                 self.metrics.prediction(label).inc()
                 self.metrics.top_probability.observe(float(outcome.probabilities[best]))
 
     def _describe(self) -> None:
-        """Fills the metrics that read the service's state when scraped, and the one that names the model."""
+        """Makes the cache of the model's answers, and fills the metrics that name it and that read the service's state."""
+        self.cache = AnswerCache(self.settings.cache_bytes, self.metrics) if self.settings.cache_bytes else None
         spec = self.classifier.spec
+        self.metrics.model_info.clear()
         self.metrics.model_info.labels(spec.name, spec.version, self.classifier.sha256, self.classifier.provider).set(1)
         self.metrics.queue_depth.set_function(lambda: self.engine.queue_depth)
-        self.metrics.estimated_wait_seconds.set_function(self.engine.estimated_wait_seconds)
+        self.metrics.estimated_wait_seconds.set_function(lambda: self.engine.estimated_wait_seconds())
         self.metrics.ready.set_function(lambda: float(self._own_is_live and not self.draining))
 
 
 def _abandon() -> None:
     print("convserve: the model file computes without end, and cannot be loaded", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def load_engine(settings: Settings, metrics: Metrics, asked: ModelChange, abandon: Callable[[], None] = lambda: None) -> Engine:
+    """An engine for the configured model file, or for the one asked for beside it. Raises: ModelError, BadParameterError."""
+    if asked.path and not asked.sha256:
+        raise BadParameterError("path: give the file's sha256 too, which sha256sum prints")
+    path = settings.model.parent / asked.path if asked.path else settings.model
+    threads = max(1, (settings.threads or usable_threads()) // settings.workers)
+    sha256 = asked.sha256 or settings.model_sha256
+    classifier = Classifier.load(path, device=settings.device, threads_alone=threads, sha256=sha256, abandon=abandon)
+    return Engine(
+        classifier,
+        metrics,
+        threads=1 if classifier.is_quick and not settings.threads else threads,
+        max_batch_size=settings.max_batch_size or (32 if classifier.is_quick else 4),
+        max_wait_seconds=settings.max_wait_ms / 1000,
+        max_queue_size=settings.max_queue_size,
+        max_pixels=settings.max_pixels,
+    )
 
 
 async def _end(future: asyncio.Future[Answer]) -> Outcome:

@@ -16,6 +16,7 @@ from app.classifier import Device
 from app.errors import SettingsError
 
 PREFIX = "CONVSERVE_"
+DIGEST = "^([0-9a-f]{64})?$"  # as sha256sum prints it, or none
 BUNDLED_MODEL = Path(__file__).parent.parent / "models" / "imagenet.onnx"
 
 
@@ -25,6 +26,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: Path = Field(default=BUNDLED_MODEL, description="path of the model file")
+    model_sha256: str = Field(default="", pattern=DIGEST, description="that the model file must have; empty = any")
     host: str = Field(default="0.0.0.0", description="address to listen on; 0.0.0.0 because a container has one job")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Device = Field(default="auto", description="cuda refuses to start where CUDA does not load")
@@ -57,6 +59,7 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(default=60, gt=0, description="a batch that runs longer turns /livez red")
     cache_bytes: int = Field(default=0, ge=0, description="bytes of answers kept for images that come again; 0 = none")
     api_keys_file: Path | None = Field(default=None, description="file of NAME sha256:HEX lines; none = no keys asked")
+    admin_keys: tuple[str, ...] = Field(default=(), description="JSON list of the names of keys that may POST /admin/model")
     api_keys_for: Literal["model", "metrics", "all"] = Field(
         default="model", description="what asks for a key: the model, also /metrics, or /health and the probes too"
     )

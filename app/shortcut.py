@@ -187,7 +187,7 @@ class PredictProtocol(Connection):
             if isinstance(outcome, BaseException):
                 raise outcome
             self._service.observe([outcome])
-            body = predict_answer(self._service, outcome, exchange.top_k, exchange.trace)
+            body = predict_answer(outcome, exchange.top_k, exchange.trace)
             return 200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
         except ConvServeError as error:
             response = refuse(error, exchange.scope, self._service.metrics)

@@ -84,6 +84,9 @@ class _Dispatcher:
             self._loop.add_reader(worker.channel, self._hear, worker)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, number)
+        self._loop.add_signal_handler(
+            signal.SIGHUP, lambda: os.kill(self._workers[0].process.pid or 0, signal.SIGHUP)
+        )  # all follow
         await self._all_ended.wait()
         for worker in self._workers:
             worker.process.join()

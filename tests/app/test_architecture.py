@@ -30,6 +30,7 @@ LAYERS = (
     "body",
     "keys",
     "service",
+    "change",
     "access",
     "answers",
     "routes",

@@ -20,6 +20,7 @@ WAIT = 'convserve_estimated_wait_seconds{job="convserve",instance="a"}'
 REFUSED = 'convserve_rejected_total{job="convserve",reason="overloaded"}'
 MEMORY = 'process_resident_memory_bytes{job="convserve",instance="a"}'
 MODEL = 'convserve_model_info{{job="convserve",instance="{}",sha256="{}"}}'
+REFUSED_MODEL = 'convserve_model_loads_total{job="convserve",instance="a",outcome="refused"}'
 DRIFT = 'convserve_drift_psi{job="convserve",instance="a",feature="brightness"}'
 HOURS = 7
 
@@ -35,6 +36,7 @@ HEALTHY = {  # series to its samples, one a minute
     MEMORY: "200000000x480",
     MODEL.format("a", 1): "1x480",
     MODEL.format("b", 1): "1x480",
+    REFUSED_MODEL: "2x480",
 }
 CASES: dict[str, tuple[dict[str, str], set[str]]] = {  # what is changed, what fires
     "all is well": ({}, set()),
@@ -50,6 +52,7 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {  # what is changed, what f
     "1 of 30 requests is refused": ({REFUSED: "0+20x480"}, {"ConvServeRefusing"}),
     "memory is nearly used up": ({MEMORY: "2000000000x480"}, {"ConvServeMemoryHigh"}),
     "two models serve": ({MODEL.format("b", 1): "_x480", MODEL.format("b", 2): "1x480"}, {"ConvServeModelsDiffer"}),
+    "a model is refused": ({REFUSED_MODEL: "0x400 1x80"}, {"ConvServeModelRefused"}),
     "brightness has drifted": ({DRIFT: "0.4x480"}, {"ConvServeDrift"}),
     "brightness has not drifted": ({DRIFT: "0.1x480"}, set()),
 }
