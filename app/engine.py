@@ -34,6 +34,8 @@ SMOOTHING = 0.1
 # An estimate errs: who would just make it by it often expires after having waited, and takes the place of one who would not.
 ADMITTED_SHARE = 0.8
 
+CLOSE_SECONDS = 5.0  # for what still runs at the end; who waits longer waits for a session that hangs
+
 OUTCOMES = ("classified", "failed", "expired", "abandoned")
 
 
@@ -63,8 +65,10 @@ class _Job:
     future: asyncio.Future[Answer]
     run: Run | None = None  # instead of decoding and classifying in a batch
     passes: int = 1  # through the network
+    mark: Any = None  # the tracer's
     started_at: float = 0.0
     decode_seconds: float = 0.0
+    ran_at: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +108,7 @@ class Engine:
         self._workers = [self._make_worker(number) for number in range(threads)]
         self.shadow: Callable[[Source, Answer], None] | None = None  # sees every answer
         self._loop: asyncio.AbstractEventLoop
+        self._tracer = metrics.tracer
 
     async def start(self) -> None:
         """Starts the threads and sends a golden image per thread down the whole path, so that the first user finds it warm."""
@@ -115,13 +120,16 @@ class Engine:
         await asyncio.gather(*self.submit([golden] * images, deadline=math.inf))
 
     async def close(self) -> None:
-        """Refuses new images, finishes those accepted and ends the threads."""
+        """Refuses new images, finishes those accepted and ends the threads, but not one that hangs."""
+        end = time.monotonic() + CLOSE_SECONDS
         with self._wake:
             self._closed = True
             self._wake.notify_all()
         for worker in self._workers:
             if worker.thread.ident is not None:
-                await asyncio.to_thread(worker.thread.join)
+                await asyncio.to_thread(worker.thread.join, max(0.0, end - time.monotonic()))
+        if self._tracer:
+            await asyncio.to_thread(self._tracer.flush)
 
     def submit(
         self, images: Sequence[Source], *, deadline: float, run: Run | None = None, passes: int = 1
@@ -135,7 +143,8 @@ class Engine:
         Raises: OverloadedError, DrainingError.
         """
         now = time.monotonic()
-        jobs = [_Job(data, deadline, now, self._loop.create_future(), run, passes) for data in images]
+        mark = self._tracer and self._tracer.mark()
+        jobs = [_Job(data, deadline, now, self._loop.create_future(), run, passes, mark) for data in images]
         with self._wake:
             self._admit(len(jobs), deadline - now, passes)
             self._queue.extend(jobs)
@@ -255,7 +264,7 @@ class Engine:
 
     def _run_alone(self, job: _Job, run: Run) -> Answer | Exception:
         assert isinstance(job.data, bytes)
-        begun = time.monotonic()
+        begun = job.started_at = time.monotonic()
 
         def check() -> None:
             if time.monotonic() >= job.deadline or job.future.cancelled():
@@ -284,6 +293,8 @@ class Engine:
         if not fitted:
             return
         begun = time.monotonic()
+        for job, _ in fitted:
+            job.ran_at = begun
         try:
             alone = self.images_in_progress == 1
             rows = self.classifier(np.stack([pixels for _, pixels in fitted]), alone=alone)
@@ -309,6 +320,8 @@ class Engine:
 
     def _settle(self, outcomes: list[tuple[_Job, Answer | Exception]]) -> None:
         """On the event loop: ends the futures and counts."""
+        if self._tracer:
+            self._tracer.record(outcomes)
         classified = 0
         decode_stage, queue_stage, infer_stage = self._stages
         for job, outcome in outcomes:

@@ -5,11 +5,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from opentelemetry.trace import get_current_span
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app import __version__
-from app.access import Access, AccessMiddleware, refuse
+from app.access import PROBES, Access, AccessMiddleware, refuse
 from app.errors import BadParameterError, ConvServeError
 from app.open_inference import router as open_inference_router
 from app.openapi import complete
@@ -34,14 +35,21 @@ def create_app(service: Service, access: Access) -> FastAPI:
     """The ASGI application of a service."""
     settings = service.settings
 
-    # FastAPI's own telemetry, of which nobody reads here, would ask the environment three times per request.
+    # Unless told otherwise, FastAPI would look for somebody to tell of metrics, logs and spans at each request.
     app = Application(
         title="ConvServe",
         version=__version__,
         description=DESCRIPTION,
         openapi_url="/openapi.json" if settings.docs else None,  # and without it no /docs
         redoc_url=None,
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        telemetry={
+            "tracing": settings.tracing,
+            "tracer_provider": service.metrics.tracer and service.metrics.tracer.provider,
+            "exclude": lambda scope: scope["path"] in PROBES,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+        },
     )
     app.state.service = service
     app.include_router(predict_router)
@@ -66,6 +74,7 @@ def create_app(service: Service, access: Access) -> FastAPI:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
+    get_current_span().record_exception(error)
     if isinstance(error, RequestValidationError):
         error = _bad_parameter(error)
     return refuse(error, request.scope, request.app.state.service.metrics)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -49,6 +50,8 @@ class Tally:
 
 class Metrics:
     """Counters, gauges and histograms of one service; durations in seconds."""
+
+    tracer: Any = None  # app.tracing's, where spans are asked for
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nobody reads

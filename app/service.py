@@ -61,6 +61,10 @@ class Service:
         """
         keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file else None
         metrics = Metrics()
+        if settings.tracing:
+            from app.tracing import Tracer
+
+            metrics.tracer = Tracer()
         engine = load_engine(settings, metrics, ModelChange(), abandon=_abandon)
         max_images = min(settings.max_images_per_request, settings.max_queue_size)  # more would be refused for ever
         max_bytes = max(settings.max_queue_bytes, settings.max_body_bytes)

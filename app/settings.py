@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     cors_origins: tuple[str, ...] = Field(default=(), description='JSON list of browser origins let in, or ["*"]')
     playground: bool = Field(default=True, description="the page at / for people with a browser")
     docs: bool = Field(default=True, description="the interface's description at /docs and /openapi.json")
+    tracing: bool = Field(default=False, description="spans to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra tracing")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
 

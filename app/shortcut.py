@@ -129,6 +129,7 @@ class PredictProtocol(Connection):
             and getattr(self.cycle, "response_complete", True)
             and not self.flow.write_paused
             and self._service.cache is None
+            and self._service.metrics.tracer is None
         )
         if not ordinary:
             return None

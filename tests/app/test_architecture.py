@@ -24,6 +24,7 @@ LAYERS = (
     "cache",
     "board",
     "engine",
+    "tracing",
     "explain",
     "schemas",
     "problem",
