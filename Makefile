@@ -4,6 +4,9 @@ MNIST ?=
 BENCH = .venv-dev/bin/python -m benchmarks.serving --work "$(WORK)"
 WORK ?= runs/bench
 BENCHFLAGS ?=
+FAULTSFLAGS ?=
+SOAK_MINUTES ?= 60
+SOAKFLAGS ?=
 UV ?= .venv-dev/bin/uv
 LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
 	--no-header --no-emit-index-url $(LOCKFLAGS) pyproject.toml
@@ -22,8 +25,8 @@ OCI = org.opencontainers.image
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-clients check format lock train-digits bench bench-peers image image-test k8s-check sbom \
-	vulnerabilities clean
+.PHONY: help serve test test-clients check format lock train-digits bench bench-peers faults soak image image-test k8s-check \
+	sbom vulnerabilities clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +69,12 @@ bench: $(DEV) ## measure the service against the same code without HTTP (needs w
 
 bench-peers: $(DEV) ## the same with Mosec, LitServe, BentoML, MLServer, PyTriton and a tutorial's FastAPI (an hour, 4 GB in WORK)
 	@$(BENCH) --peers all $(BENCHFLAGS)
+
+faults: $(DEV) ## break the service in twelve ways and see what it bears (3 minutes; Linux)
+	@.venv-dev/bin/python -m benchmarks.faults $(FAULTSFLAGS)
+
+soak: $(DEV) ## load at 80 % of capacity, every answer checked, memory watched: make soak SOAK_MINUTES=60
+	@.venv-dev/bin/python -m benchmarks.soak --minutes $(SOAK_MINUTES) $(SOAKFLAGS)
 
 image: ## build the container image: make image [VARIANT=cuda] [CONTAINER=podman] [BASE=...] [IMAGE=name:tag]
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER) build \

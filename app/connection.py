@@ -20,6 +20,7 @@ from app.service import Service
 KEEP_ALIVE_SECONDS = 75
 MAX_HEAD_BYTES = 2**16
 MAX_HEADERS = 128
+MAX_PIPELINED = 64  # requests that wait behind the one that is answered: 8 kB each, from 40 bytes
 
 
 class Connection(HttpToolsProtocol):
@@ -59,6 +60,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
             self._error = HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers")
+            raise self._error
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._error = MalformedRequestError(f"more than {MAX_PIPELINED} requests were sent without reading an answer")
             raise self._error
         self._in_head, self._bytes_beside_body = False, 0
         self._disarm()

@@ -27,7 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from app.errors import ConvServeError, TooLargeError, UndecodableImageError, UnsupportedImageError
+from app.errors import ConvServeError, OverloadedError, TooLargeError, UndecodableImageError, UnsupportedImageError
 from app.ink import WHOLE, Box, frame_ink, light_on_dark, locate_frame
 from app.spec import InputSpec
 
@@ -158,6 +158,8 @@ def decode(data: bytes, spec: InputSpec, *, max_pixels: int = DEFAULT_MAX_PIXELS
         return _to_mode(_upright(image), spec)
     except ConvServeError:
         raise
+    except MemoryError as error:
+        raise OverloadedError("there is no memory left to decode the image", retry_after_seconds=1) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the image has more than the {max_pixels:,} pixels that are taken: send a smaller one") from error
     except Exception as error:  # Pillow's readers raise almost anything on damaged bytes

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -71,8 +71,9 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
         """Writes what was gathered."""
         with self.lock or nullcontext():
             lines, self._lines = self._lines, []
-            self.stream.write("".join(lines))
-            self.stream.flush()
+            with suppress(OSError):  # a full disk costs lines, not answers
+                self.stream.write("".join(lines))
+                self.stream.flush()
 
 
 def _printable(value: object) -> str:

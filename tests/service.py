@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -40,12 +40,12 @@ def run_app(*arguments: str, **settings: object) -> subprocess.CompletedProcess[
 
 
 class ServiceProcess:
-    """`python -m app` as it runs. `lines` and `error_lines` are its outputs so far."""
+    """`python -m app`, or another `module`, as it runs. `lines` and `error_lines` are its outputs so far."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, *, prefix: Sequence[str] = (), module: str = "app", **settings: object) -> None:
         settings = {"host": "127.0.0.1", "port": 0} | settings
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "app"],
+            [*prefix, sys.executable, "-m", module],
             cwd=ROOT,
             env=environment(**settings),
             stdout=subprocess.PIPE,
@@ -63,7 +63,7 @@ class ServiceProcess:
         ]
         for reader in self._readers:
             reader.start()
-        self.port = 0
+        self.port = int(str(settings["port"]))  # 0: the one that the log tells
 
     @property
     def pid(self) -> int:
@@ -83,7 +83,7 @@ class ServiceProcess:
 
     def wait_until_ready(self) -> None:
         """Finds the port in the log, then asks `/readyz` until it answers 200."""
-        self.port = int(self.wait_for_text(_ADDRESS)[1])
+        self.port = self.port or int(self.wait_for_text(_ADDRESS)[1])
         deadline = time.monotonic() + PATIENCE_SECONDS
         with self.client() as client:
             while time.monotonic() < deadline:
@@ -175,9 +175,9 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def serve(**settings: object) -> Iterator[ServiceProcess]:
+def serve(*, prefix: Sequence[str] = (), module: str = "app", **settings: object) -> Iterator[ServiceProcess]:
     """A service that is ready, for as long as the block lasts."""
-    process = ServiceProcess(**settings)
+    process = ServiceProcess(prefix=prefix, module=module, **settings)
     try:
         process.wait_until_ready()
         yield process
