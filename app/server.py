@@ -35,8 +35,8 @@ class LateApp:
         self._app: asyncio.Future[ASGIApp] | None = None
 
     def begin(self) -> asyncio.Future[ASGIApp]:
-        """Imports and builds, once, beside the event loop."""
-        if self._app is None:
+        """Imports and builds, once unless it fails (for want of memory or descriptors), beside the event loop."""
+        if self._app is None or (self._app.done() and self._app.exception()):
             self._app = asyncio.get_running_loop().run_in_executor(None, self._build)
         return self._app
 

@@ -41,7 +41,21 @@ def service(*, prefix: Sequence[str] = (), module: str = "app", **settings: obje
 
 def load(process: ServiceProcess, rate: float, seconds: float, images: Sequence[bytes] = (RED,)) -> Run:
     """An open loop of images; the services here can bear many hundred a second."""
-    return asyncio.run(open_loop(HttpTarget(process.url), images, rate, seconds))
+    target = HttpTarget(process.url)
+
+    async def send() -> Run:
+        run = await open_loop(target, images, rate, seconds)
+        await hang_up(target)
+        return run
+
+    return asyncio.run(send())
+
+
+async def hang_up(target: HttpTarget) -> None:
+    """Closes the connections that are kept."""
+    for _, writer in target._idle:
+        writer.close()
+    await asyncio.sleep(0.01)
 
 
 def expect_all_answered(run: Run) -> str:

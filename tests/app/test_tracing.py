@@ -128,7 +128,7 @@ def test_images_that_run_together_are_linked_to_one_anothers_requests(traced: Se
 
 @pytest.mark.parametrize(
     ("number", "body", "stages", "error"),
-    [(5, RED[:-20], ["queue", "decode"], "UndecodableImageError"), (6, WHITE, STAGES, "InvalidArgument"), (7, b"", [], "")],
+    [(5, RED[:45], ["queue", "decode"], "UndecodableImageError"), (6, WHITE, STAGES, "InvalidArgument"), (7, b"", [], "")],
 )
 def test_an_error_is_recorded_at_the_stage_and_at_the_request(
     traced: ServiceProcess, collector: Collector, number: int, body: bytes, stages: list[str], error: str
