@@ -13,6 +13,8 @@ LOCK = $(UV) pip compile --quiet --universal --fork-strategy fewest --python-ver
 SERVE = .venv/.installed
 DEV = .venv-dev/.installed
 CLIENTS = .venv-clients/.installed .venv-mlserver/.installed
+FUZZ = .venv-fuzz/.installed
+FUZZ_SECONDS ?= 60
 OPS = .venv-ops/.installed
 CONTAINER ?= docker
 VARIANT ?= cpu
@@ -25,7 +27,7 @@ OCI = org.opencontainers.image
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-clients check format lock train-digits bench bench-peers faults soak image image-test k8s-check \
+.PHONY: help serve test test-clients check format lock train-digits bench bench-peers faults fuzz soak image image-test k8s-check \
 	sbom vulnerabilities clean
 
 help: ## list these targets
@@ -55,6 +57,7 @@ lock: $(DEV) ## write requirements/*.txt anew from pyproject.toml (newer version
 	@$(LOCK) --generate-hashes --output-file requirements/serve.txt
 	@$(LOCK) requirements/serve-cuda.in --no-emit-package onnxruntime --constraints requirements/serve.txt \
 		--generate-hashes --output-file requirements/serve-cuda.txt
+	@$(LOCK) requirements/fuzz.in --constraints requirements/serve.txt --output-file requirements/fuzz.txt
 	@$(LOCK) --extra training --extra dev --constraints requirements/serve.txt --output-file requirements/dev.txt
 	@$(LOCK:pyproject.toml=requirements/operations.in) --output-file requirements/operations.txt
 
@@ -75,6 +78,10 @@ faults: $(DEV) ## break the service in twelve ways and see what it bears (3 minu
 
 soak: $(DEV) ## load at 80 % of capacity, every answer checked, memory watched: make soak SOAK_MINUTES=60
 	@.venv-dev/bin/python -m benchmarks.soak --minutes $(SOAK_MINUTES) $(SOAKFLAGS)
+
+fuzz: $(FUZZ) ## fuzz what reads strangers' bytes, FUZZ_SECONDS=60 for each reader; then 100,000 bad requests
+	@.venv-fuzz/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+	@.venv-fuzz/bin/python -m benchmarks.faults.bad_requests
 
 image: ## build the container image: make image [VARIANT=cuda] [CONTAINER=podman] [BASE=...] [IMAGE=name:tag]
 	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CONTAINER) build \
@@ -97,7 +104,7 @@ vulnerabilities: $(OPS) ## look up the locked packages in the public list of kno
 	@.venv-ops/bin/pip-audit --require-hashes --disable-pip -r requirements/serve.txt
 
 clean: ## remove the environments and every cache
-	@rm -rf .venv .venv-clients .venv-dev .venv-mlserver .venv-ops .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	@rm -rf .venv .venv-clients .venv-dev .venv-fuzz .venv-mlserver .venv-ops .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear: a package that left the lock leaves .venv too.
@@ -114,6 +121,10 @@ $(DEV): requirements/dev.txt
 
 .venv-mlserver/.installed: requirements/clients-mlserver.txt
 	$(call install,.venv-mlserver,--clear,,MLServer (about 425 MB))
+
+# atheris is a compiled fuzzer that nothing else needs.
+$(FUZZ): requirements/fuzz.txt
+	$(call install,.venv-fuzz,--clear,,what serving needs and a fuzzer (about 230 MB))
 
 $(OPS): requirements/operations.txt
 	$(call install,.venv-ops,--clear,,what checks the container and the manifests (about 570 MB))

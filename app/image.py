@@ -37,10 +37,10 @@ DEFAULT_MAX_PIXELS = 50_000_000
 MAX_RLE_PIXELS = 4_000_000  # Pillow reads run-length encoded BMPs in Python: 49 million pixels of 28 kB took 5 s
 MAX_SCANS = 100  # a progressive JPEG has about 10; each costs a pass over all pixels, 45 ms for 100 bytes at 49 million
 DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-# Pillow reads what surrounds the pixels in Python: 32 MB of JPEG segments of 4 bytes took it 19 s and 2 GB.
+# Pillow reads what surrounds the pixels in Python: 32 MB of JPEG segments of 4 bytes took it 19 s.
 MAX_READS = 50_000  # and one for each 512 bytes
 MAX_EXIFS = 64  # blocks of one JPEG, which are joined one by one
-MAX_NUMBERS_BYTES = 2**19  # of a TIFF's tag: a list of 100,000 strips becomes 40 MB of Python objects
+MAX_NUMBERS_BYTES = 2**19  # of a TIFF's tag: each strip or tile becomes several Python objects
 PngImagePlugin.MAX_TEXT_MEMORY = 2**23
 NO_RANGE_MODES = {
     "I": "32-bit pixels have no stated range",

@@ -51,6 +51,8 @@ def problem_response(error: Exception, request_id: str, path: str) -> tuple[str,
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if problem["status"] == 401:
         headers["www-authenticate"] = "Bearer"
+    if problem["status"] == 408:
+        headers["connection"] = "close"  # else the next request would be read as the rest of this one
     is_v2 = f"{path}/".startswith("/v2/")
     content = {"error": problem["detail"]} if is_v2 else problem
     media_type = "application/json" if is_v2 else MEDIA_TYPE

@@ -11,9 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.errors import UndecodableImageError
 from app.image import decode, fit
 from app.spec import InputSpec
 from tests.hostile import files_in_pieces, largest_images, odd_metadata, polyglots
+from tests.images import raw_tiff
 from tests.models import png
 from tests.service import ROOT, serve
 
@@ -79,6 +81,12 @@ def test_a_file_of_countless_pieces_takes_little_time_and_memory(tmp_path: Path)
         assert status in (200, 422), name
         assert seconds < 2, f"{name}: {seconds:.1f} s"
         assert grown < 3 * MAX_BYTES, f"{name}: {grown:,} bytes"
+
+
+def test_a_tile_larger_than_an_image_may_be_is_refused() -> None:
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 60_000, 323: 60_000}
+    with pytest.raises(UndecodableImageError, match="too large"):
+        decode(raw_tiff(tags, bytes(64)), SPEC)
 
 
 @pytest.mark.parametrize("kind", files_in_pieces(1000))
