@@ -1,21 +1,4 @@
-"""The errors of the service, each carrying the HTTP status it becomes.
-
-    ConvServeError                   500 internal
-    ├── ModelError                   422 model_refused: missing, broken or cannot prove itself; at start-up the end
-    ├── SettingsError                a setting is unknown or out of range (start-up)
-    ├── MalformedRequestError        400 malformed_request
-    ├── UnauthorizedError            401 unauthorized
-    ├── UnknownModelError            404 unknown_model
-    ├── BodyTimeoutError             408 body_timeout
-    ├── TooLargeError                413 too_large
-    ├── UnsupportedImageError        415 unsupported_image
-    ├── UndecodableImageError        422 undecodable_image
-    ├── BadParameterError            422 bad_parameter
-    ├── HeadTooLargeError            431 head_too_large
-    ├── UnavailableError             503, with Retry-After
-    │   ├── OverloadedError          503 overloaded
-    │   └── DrainingError            503 draining
-    └── DeadlineExceededError        504 deadline_exceeded
+"""The errors of the service, each with the HTTP status it becomes; 500 where nothing is said: a bug, or no start at all.
 
 `reason` is for programs and never changes; `title` is for people; `str(error)` says what to do.
 """
@@ -25,128 +8,78 @@ from typing import ClassVar
 
 
 class ConvServeError(Exception):
-    """Base of every error this service raises on purpose."""
+    """Base of every error this service raises on purpose; those that are derived name what differs from their own base."""
 
     status: ClassVar[int] = 500
-    title: ClassVar[str] = "Internal error"
     reason: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+
+    def __init_subclass__(cls, **fields: int | str) -> None:
+        for name, value in fields.items():
+            setattr(cls, name, value)
 
 
-class ModelError(ConvServeError):
+class ModelError(ConvServeError, status=422, reason="model_refused", title="Model cannot be loaded"):
     """The model file cannot be loaded or fails its own goldens: start-up stops, and a running service keeps its model."""
 
-    status = 422
-    title = "Model cannot be loaded"
-    reason = "model_refused"
 
-
-class SettingsError(ConvServeError):
+class SettingsError(ConvServeError, reason="settings", title="Settings cannot be used"):
     """A `CONVSERVE_` variable is unknown or has a value that cannot be used; start-up stops."""
 
-    title = "Settings cannot be used"
-    reason = "settings"
 
-
-class MalformedRequestError(ConvServeError):
+class MalformedRequestError(ConvServeError, status=400, reason="malformed_request", title="Malformed request"):
     """The body is empty, or not the multipart, JSON or base64 it claims to be."""
 
-    status = 400
-    title = "Malformed request"
-    reason = "malformed_request"
 
-
-class UnauthorizedError(ConvServeError):
+class UnauthorizedError(ConvServeError, status=401, reason="unauthorized", title="Unauthorized"):
     """No API key, or one that is not in the keys file."""
 
-    status = 401
-    title = "Unauthorized"
-    reason = "unauthorized"
 
-
-class UnknownModelError(ConvServeError):
+class UnknownModelError(ConvServeError, status=404, reason="unknown_model", title="Unknown model"):
     """The model or version asked for is not the one that is served."""
 
-    status = 404
-    title = "Unknown model"
-    reason = "unknown_model"
 
-
-class BodyTimeoutError(ConvServeError):
+class BodyTimeoutError(ConvServeError, status=408, reason="body_timeout", title="Request too slow"):
     """The head or the body did not arrive in time."""
 
-    status = 408
-    title = "Request too slow"
-    reason = "body_timeout"
 
-
-class TooLargeError(ConvServeError):
+class TooLargeError(ConvServeError, status=413, reason="too_large", title="Too large"):
     """Too many bytes, pixels or images."""
 
-    status = 413
-    title = "Too large"
-    reason = "too_large"
 
-
-class UnsupportedImageError(ConvServeError):
+class UnsupportedImageError(ConvServeError, status=415, reason="unsupported_image", title="Unsupported image type"):
     """The bytes are not an image of a type the service takes."""
 
-    status = 415
-    title = "Unsupported image type"
-    reason = "unsupported_image"
 
-
-class UndecodableImageError(ConvServeError):
+class UndecodableImageError(ConvServeError, status=422, reason="undecodable_image", title="Image does not decode"):
     """The bytes start like an image but do not decode."""
 
-    status = 422
-    title = "Image does not decode"
-    reason = "undecodable_image"
 
-
-class BadParameterError(ConvServeError):
+class BadParameterError(ConvServeError, status=422, reason="bad_parameter", title="Bad parameter"):
     """A query parameter or header has a value outside its range."""
 
-    status = 422
-    title = "Bad parameter"
-    reason = "bad_parameter"
     errors: Sequence[Mapping[str, str]] = ()  # parameter and message of each, when there are several
 
 
-class HeadTooLargeError(ConvServeError):
+class HeadTooLargeError(ConvServeError, status=431, reason="head_too_large", title="Request head too large"):
     """The request line and headers are too many bytes, or the headers too many."""
 
-    status = 431
-    title = "Request head too large"
-    reason = "head_too_large"
 
-
-class UnavailableError(ConvServeError):
+class UnavailableError(ConvServeError, status=503):
     """The service cannot take the request now; `retry_after_seconds` says when to come back."""
-
-    status = 503
 
     def __init__(self, detail: str, *, retry_after_seconds: float) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
 
 
-class OverloadedError(UnavailableError):
+class OverloadedError(UnavailableError, reason="overloaded", title="Overloaded"):
     """The queue is full, or the request would wait past its deadline."""
 
-    title = "Overloaded"
-    reason = "overloaded"
 
-
-class DrainingError(UnavailableError):
+class DrainingError(UnavailableError, reason="draining", title="Shutting down"):
     """The service is shutting down."""
 
-    title = "Shutting down"
-    reason = "draining"
 
-
-class DeadlineExceededError(ConvServeError):
+class DeadlineExceededError(ConvServeError, status=504, reason="deadline_exceeded", title="Deadline exceeded"):
     """The request's deadline passed before its image could be run."""
-
-    status = 504
-    title = "Deadline exceeded"
-    reason = "deadline_exceeded"
