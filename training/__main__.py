@@ -14,10 +14,11 @@ from pathlib import Path
 from app.errors import ConvServeError
 from training.audit import format_audit, run_audit
 from training.errors import InputError, TrainingError
-from training.evaluate import evaluate_file, format_evaluation
+from training.evaluate import evaluate_file
 from training.files import write_bytes, write_whole
 from training.recipe_names import RECIPE_NAMES
-from training.table import format_skipped
+
+MAX_SKIPPED = 20
 
 DESCRIPTION = """\
 Turns a folder of labelled images into one model file, and measures model files.
@@ -181,7 +182,7 @@ def _train(options: argparse.Namespace) -> int:
         trackers=trackers,
     )
     for evaluation in train_model(order):
-        print(format_evaluation(evaluation), end="\n\n")
+        print(evaluation, end="\n\n")
     print(f"wrote {order.out} ({order.out.stat().st_size / 1000:,.0f} kB)")
     return 0
 
@@ -205,13 +206,16 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    evaluation, samples = evaluate_file(options.model, options.data, options.split, options.other)
-    if samples.skipped:
-        print(format_skipped(samples.skipped), file=sys.stderr)
+    evaluation = evaluate_file(options.model, options.data, options.split, options.other)
+    if skipped := evaluation.samples.skipped:
+        files = f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'}"
+        names = [f"  {one.file.path}: {one.reason}" for one in skipped[:MAX_SKIPPED]]
+        more = [f"  … and {len(skipped) - MAX_SKIPPED} more"] * (len(skipped) > MAX_SKIPPED)
+        print(f"skipped {files} that cannot be read as images:", *names, *more, sep="\n", file=sys.stderr)
     if options.json == "-":
         print(evaluation.as_json())
         return 0
-    print(format_evaluation(evaluation))
+    print(evaluation)
     if options.json:
         _write(Path(options.json), evaluation.as_json())
     return 0

@@ -6,7 +6,7 @@ fp32 file ──quantize_graph (unlabelled training images)──▶ int8 file b
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,14 @@ from app.classifier import Classifier, Probabilities
 from app.image import Pixels
 from training.data_set import read_samples
 from training.errors import InputError
-from training.evaluate import classify_all, open_model, score_answers
+from training.evaluate import classify_all, measure, open_model
 from training.figures import Indices
 from training.files import put_in_place, unfinished_beside
 from training.model_file import make_goldens, write_model
 from training.pixels import Samples
 from training.quantize import quantize_graph
 from training.report import write_report
-from training.run_report import Measured, RunReport
+from training.run_report import RunReport
 
 DEFAULT_GATE = 0.5  # points of accuracy
 DEFAULT_IMAGES = 32
@@ -161,24 +161,23 @@ def quantize_samples(
         graph, spec = quantize_graph(onnx.load(source), calibration), before.spec
         goldens = make_goldens(graph, spec.input, (golden.data for golden in spec.goldens), GOLDEN_TOLERANCE)
         after = write_model(graph, spec.model_copy(update={"goldens": goldens}), unfinished, threads=threads)
-        answers = classify_all(after, validation.pixels)
+        measured = measure(after, data, validation)
         verdict = judge(
             classify_all(before, validation.pixels),
-            answers,
+            measured.probabilities,
             validation.classes,
             speed=compare_speed(source, unfinished, validation.pixels[0]),
             sizes=(source.stat().st_size, unfinished.stat().st_size),
             gate_points=gate_points,
         )
         if verdict.kept:
-            figures = score_answers(after.spec, after.sha256, answers, validation, data).as_figures()
             made = f"int8 by training.quantize on {len(calibration)} images"
             rows = "; ".join(f"{name} {value}" for name, value in verdict.rows())
             against = f"against fp32, on {data} and the machine that made it: {rows}"
             notes = "; ".join(filter(None, [spec.provenance.note, made, against]))
-            own = {"figures": (figures,), "provenance": spec.provenance.model_copy(update={"note": notes})}
+            own = {"figures": (measured.as_figures(),), "provenance": spec.provenance.model_copy(update={"note": notes})}
             after = write_model(graph, after.spec.model_copy(update=own), unfinished, threads=threads)
             put_in_place(unfinished, out)
-            table = [{"against fp32": name, "": value} for name, value in verdict.rows()]
-            write_report(RunReport(after.spec, after.sha256, Measured(data, answers, validation), verdict=table), out)
+            measured = replace(measured, spec=after.spec, sha256=after.sha256)
+            write_report(RunReport([measured], verdict=verdict.rows()), out)
     return verdict

@@ -1,6 +1,6 @@
 """Makes `models/imagenet.onnx`: Google's EfficientNet-Lite0, 1,000 kinds of things, as int8 if that passes its gate.
 
-    python -m training.imagenet FOLDER --out models/imagenet.onnx
+    python -m benchmarks.imagenet FOLDER --out models/imagenet.onnx
 
 FOLDER holds `classes.txt` (a line per class: index, WordNet id, name, between tabs) and photographs, `<index> <name>/*.jpg`.
 """
@@ -21,7 +21,7 @@ from app.spec import InputSpec, ModelSpec, Provenance
 from training.backbones import load_backbone
 from training.calibrate import choose_threshold
 from training.errors import InputError, TrainingError
-from training.evaluate import classify_all, score_answers
+from training.evaluate import measure
 from training.files import put_in_place, unfinished_beside
 from training.folder import LabelledFile
 from training.gate import quantize_samples
@@ -47,7 +47,7 @@ NOTE = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Makes the model file, with its threshold and figures, and prints what it is worth."""
-    parser = argparse.ArgumentParser(prog="python -m training.imagenet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.imagenet", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("models/imagenet.onnx"), metavar="FILE")
     options = parser.parse_args(arguments)
@@ -114,11 +114,12 @@ def write_fp32(path: Path, labels: tuple[str, ...], samples: Samples) -> None:
 def _finish(source: Path, out: Path, samples: Samples, data: str) -> None:
     """Writes the model again with its threshold, chosen on every second image, and its figures on all."""
     classifier = Classifier.load(source, device="cpu")
-    probabilities, truth = classify_all(classifier, samples.pixels), samples.classes
+    measured, truth = measure(classifier, data, samples), samples.classes
+    probabilities = measured.probabilities
     chosen_on = f"every second of {len(samples)} photographs of {data}"
     rule = choose_threshold(probabilities[::2], truth[::2], precision=PRECISION, chosen_on=chosen_on)
-    figures = score_answers(classifier.spec, classifier.sha256, probabilities, samples, data).as_figures()
-    figures = figures.model_copy(update={"measured_by": "python -m training.imagenet, through app.classifier on the CPU"})
+    by = "python -m benchmarks.imagenet, through app.classifier on the CPU"
+    figures = measured.as_figures().model_copy(update={"measured_by": by})
     with unfinished_beside(out) as unfinished:
         spec = classifier.spec.model_copy(update={"accept": rule, "figures": (figures,)})
         write_model(onnx.load(source), spec, unfinished, threads=1)

@@ -7,7 +7,7 @@ folder ─▶ pixels, audited ─▶ loop ─▶ temperature ─▶ graph, compa
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from training.checkpoint import Checkpoint
 from training.data_set import DataSet, read_data_set, read_others
 from training.distributed import Processes, join_processes
 from training.errors import InputError, TrainingError
-from training.evaluate import Evaluation, answer_strangers, classify_all, score_answers
+from training.evaluate import Measured, answer_strangers, measure
 from training.files import put_in_place, unfinished_beside
 from training.graph import Parity, ServedNetwork, check_parity, export_graph
 from training.loop import Training, train_network
@@ -34,7 +34,7 @@ from training.progress import say
 from training.provenance import git_commit, library_versions
 from training.recipes import Recipe
 from training.report import write_report
-from training.run_report import Measured, RunReport
+from training.run_report import RunReport
 from training.track import Tracker
 
 EXPORT_SECONDS = 15  # kept of the time for export, proof and measurement
@@ -72,7 +72,7 @@ class Draft:
         return write_model(self.model, self.spec.model_copy(update=changes), self.path, threads=self.threads)
 
 
-def train_model(order: Order) -> list[Evaluation]:
+def train_model(order: Order) -> list[Measured]:
     """Trains, exports and measures a model, and puts its file into its place only when everything held.
 
     Of many processes all train, and only the first does the rest. Raises: TrainingError, ModelError.
@@ -105,17 +105,15 @@ def train_model(order: Order) -> list[Evaluation]:
         parity = check_parity(model, served, data.validation.pixels)
         spec = _describe(order, data, model, temperature, parity, training.recipe.epochs)
         draft = Draft(model, spec, unfinished, order.threads)
-        classifier, evaluations, answered = _measure(draft, data, others, order.recipe.accept_precision)
+        parts = _measure(draft, data, others, order.recipe.accept_precision)
         put_in_place(unfinished, order.out)
         processes.agree([])
-        test = answered[1] if data.test else None
-        findings, strangers = data.audit.by_kind(), evaluations[-1].strangers
-        report = RunReport(classifier.spec, classifier.sha256, answered[0], test, training.history, findings, strangers)
+        report = RunReport(parts, training.history, data.audit.by_kind())
         _write_report(report, order.out)
         for tracker in trackers:
             tracker.finish(report, order.out, order.out.with_suffix(".html"))
         checkpoint.remove()  # last: whatever is cut off before, the same command makes quickly
-    return evaluations
+    return parts
 
 
 def _write_report(report: RunReport, out: Path) -> None:
@@ -174,22 +172,16 @@ def _describe(
     )
 
 
-def _measure(
-    draft: Draft, data: DataSet, others: dict[str, Pixels], accept_precision: float
-) -> tuple[Classifier, list[Evaluation], list[Measured]]:
+def _measure(draft: Draft, data: DataSet, others: dict[str, Pixels], accept_precision: float) -> list[Measured]:
     """Lets the file answer validation and, once, test; writes the accept threshold and the figures into it."""
-    parts = [(name, part) for name, part in (("validation", data.validation), ("test", data.test)) if part]
     unmeasured = draft.write()
-    answered = [Measured(f"{data.name}/{name}", classify_all(unmeasured, part.pixels), part) for name, part in parts]
-    chosen_on = answered[0]
+    strange = answer_strangers(unmeasured, others)
+    images = (("validation", data.validation), ("test", data.test))
+    parts = [measure(unmeasured, f"{data.name}/{name}", part, strange) for name, part in images if part]
+    chosen_on = parts[0]
     truth = chosen_on.samples.classes
     accept = choose_threshold(chosen_on.probabilities, truth, precision=accept_precision, chosen_on=chosen_on.data)
     if accept is None:
         say(f"no accept threshold: none is right {accept_precision:.1%} of the time on validation")
-    spec = unmeasured.spec.model_copy(update={"accept": accept})
-    strangers = answer_strangers(unmeasured, others)
-    evaluations = [
-        score_answers(spec, unmeasured.sha256, one.probabilities, one.samples, one.data, strangers) for one in answered
-    ]
-    figures = tuple(evaluation.as_figures() for evaluation in evaluations)
-    return draft.write(accept=accept, figures=figures), evaluations, answered
+    classifier = draft.write(accept=accept, figures=tuple(part.as_figures() for part in parts))
+    return [replace(part, spec=classifier.spec, sha256=classifier.sha256) for part in parts]

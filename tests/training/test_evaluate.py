@@ -12,14 +12,14 @@ from app.image import decode, fit
 from tests.training.conftest import ROOT
 from training.__main__ import main
 from training.data_set import read_samples
-from training.evaluate import classify_all, evaluate_file, format_evaluation
+from training.evaluate import classify_all, evaluate_file
 from training.folder import Part
 
 WITHOUT_TORCH = """
 import sys
 from training.__main__ import main
 code = main(sys.argv[1:])
-assert not {"torch", "onnx", "rich"} & set(sys.modules), "it imported what serving does not have"
+assert not {"torch", "onnx", "rich", "jinja2"} & set(sys.modules), "it imported what serving does not have"
 sys.exit(code)
 """
 
@@ -37,7 +37,7 @@ def test_the_figures_are_those_of_the_file_asked_image_by_image(trained: Path, d
     for path in digits.glob("test/*/*.png"):
         pixels = fit(decode(path.read_bytes(), spec.input), spec.input)
         right += spec.labels[int(np.argmax(classifier(pixels[np.newaxis])))] == path.parent.name
-    evaluation, _ = evaluate_file(trained, digits, "test")
+    evaluation = evaluate_file(trained, digits, "test")
     assert evaluation.scores.n_correct == right
 
 
@@ -45,7 +45,7 @@ def test_the_figures_in_the_file_are_those_that_evaluate_finds(trained: Path, di
     stored = Classifier.load(trained).spec.figures
     parts: tuple[Part, ...] = ("validation", "test")
     for figures, part in zip(stored, parts, strict=True):
-        found = evaluate_file(trained, digits, part)[0].as_figures()
+        found = evaluate_file(trained, digits, part).as_figures()
         assert found.model_dump(exclude={"ece", "log_loss"}) == figures.model_dump(exclude={"ece", "log_loss"})
         assert (found.ece, found.log_loss) == pytest.approx((figures.ece, figures.log_loss), abs=1e-5)
 
@@ -53,13 +53,13 @@ def test_the_figures_in_the_file_are_those_that_evaluate_finds(trained: Path, di
 def test_some_of_the_classes_are_enough_to_measure_on(trained: Path, digits: Path, tmp_path: Path) -> None:
     for label in "37":
         shutil.copytree(digits / "test" / label, tmp_path / label)
-    evaluation, _ = evaluate_file(trained, tmp_path, "all")
+    evaluation = evaluate_file(trained, tmp_path, "all")
     assert evaluation.scores.n == 10
     assert [of_class.n for of_class in evaluation.scores.classes] == [0, 0, 0, 5, 0, 0, 0, 5, 0, 0]
 
 
 def test_the_table_names_totals_classes_and_mistakes(trained: Path, digits: Path) -> None:
-    text = format_evaluation(evaluate_file(trained, digits, "test")[0])
+    text = str(evaluate_file(trained, digits, "test"))
     for word in ("digits/test", "accuracy", "95 % interval", "macro-F1", "ECE", "log loss", "precision", "taken for"):
         assert word in text
 

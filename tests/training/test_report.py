@@ -15,11 +15,11 @@ from PIL import Image
 from app.spec import Golden, ModelSpec
 from tests.models import colour_spec
 from training.errors import InputError
-from training.figures import Strangers, expected_calibration_error, score
-from training.gallery import thumbnail
+from training.evaluate import Measured
+from training.figures import expected_calibration_error, score
 from training.pixels import Samples
-from training.report import TEMPLATE, render, write_report
-from training.run_report import Epoch, Measured, RunReport
+from training.report import TEMPLATE, render, thumbnail, write_report
+from training.run_report import Epoch, RunReport
 
 LABELS = ("<script>alert(1)</script>", 'é "猫" & co', "عربي", "plain")
 TEMPERATURE = 1.6
@@ -32,9 +32,14 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def measured(data: str, n: int, n_classes: int = len(LABELS), *, side: int = 8, seed: int = 0) -> Measured:
+def spec_of(labels: tuple[str, ...] = LABELS, **changes: object) -> ModelSpec:
+    golden = Golden(image="", probabilities=(0.5,) * len(labels), tolerance=0.01)
+    return colour_spec(**{"labels": labels, "temperature": TEMPERATURE, "goldens": (golden,), **changes})
+
+
+def measured(data: str, n: int, labels: tuple[str, ...] = LABELS, *, side: int = 8, seed: int = 0) -> Measured:
     """Noise images; the model is mostly right, and sometimes very sure of the wrong class."""
-    random = np.random.default_rng(seed)
+    random, n_classes = np.random.default_rng(seed), len(labels)
     truth = random.integers(n_classes, size=n)
     logits = random.normal(size=(n, n_classes))
     logits[np.arange(n), truth] += random.normal(4, 2, size=n)
@@ -46,23 +51,15 @@ def measured(data: str, n: int, n_classes: int = len(LABELS), *, side: int = 8, 
         digest="0" * 64,
         skipped=(),
     )
-    return Measured(data, softmax(logits / TEMPERATURE).astype(np.float32), samples)
+    return Measured(spec_of(labels), "a" * 64, data, samples, softmax(logits / TEMPERATURE).astype(np.float32))
 
 
-def spec_of(labels: tuple[str, ...] = LABELS, **changes: object) -> ModelSpec:
-    golden = Golden(image="", probabilities=(0.5,) * len(labels), tolerance=0.01)
-    return colour_spec(**{"labels": labels, "temperature": TEMPERATURE, "goldens": (golden,), **changes})
-
-
+STRANGE = np.linspace(0.2, 0.7, 1234)
 REPORT = RunReport(
-    spec=spec_of(),
-    sha256="a" * 64,
-    validation=measured("set/validation", 200, seed=1),
-    test=measured("set/test", 300, seed=2),
+    parts=(measured("set/validation", 200, seed=1), replace(measured("set/test", 300, seed=2), strange={"<noise>": STRANGE})),
     history=HISTORY,
     audit={("note", "<duplicates>"): ("<img src=x>", "b", "c")},
-    strangers=(Strangers("<noise>", 1234, 0.98765, 0.05),),
-    verdict=({"variant": "<int8>", "accuracy": 0.91}, {"variant": "float32", "accuracy": 0.92, "kept": True}),
+    verdict=(("<int8>", "0.91"), ("speed", "× 2")),
 )
 MANY = tuple(f"<{number}> {'long ' * 20}" for number in range(600))
 
@@ -140,9 +137,10 @@ def test_the_page_loads_nothing_and_runs_nothing(source: str, page: Page) -> Non
 @pytest.mark.parametrize("n_classes", [4, 40])
 def test_labels_paths_findings_and_variants_never_become_markup(n_classes: int) -> None:
     labels = LABELS + tuple(f"<i>{number}" for number in range(n_classes - len(LABELS)))
-    source = render(replace(REPORT, spec=spec_of(labels), validation=measured("<b>set", 300, n_classes), test=None))
+    part = replace(measured("<b>set", 300, labels), strange={"<noise>": STRANGE})
+    source = render(replace(REPORT, parts=(part,)))
     page = Page(source)
-    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "i", "int8", "duplicates"})
+    assert {tag for tag, _ in page.elements}.isdisjoint({"script", "i", "int8", "duplicates", "noise"})
     assert escape(LABELS[0]) in source
     for text in (*labels, "<b>set", "<duplicates>", "<img src=x>", "<int8>", "test/<i>/"):
         assert text in page.text
@@ -161,7 +159,6 @@ def test_the_figures_shown_are_those_computed(page: Page) -> None:
 
 def test_the_confusion_matrix_and_the_classes_are_those_of_test(page: Page) -> None:
     scores = REPORT.parts[-1].scores
-    assert REPORT.parts[-1] is REPORT.test
     [grid] = [rows for caption, rows in page.tables.items() if caption.startswith("Images of each label")]
     assert [[0 if cell == "·" else int(cell) for cell in row[1:]] for row in grid] == [list(row) for row in scores.confusion]
     rows = page.tables["4 of 4 classes, worst first"]
@@ -171,13 +168,15 @@ def test_the_confusion_matrix_and_the_classes_are_those_of_test(page: Page) -> N
 
 def test_the_calibration_error_is_shown_before_and_after(page: Page) -> None:
     part = REPORT.parts[-1]
-    before = expected_calibration_error(part.uncalibrated(TEMPERATURE).probabilities, part.samples.classes)
+    before = expected_calibration_error(part.uncalibrated.probabilities, part.samples.classes)
     assert f"ECE {before:.4f} before, {part.scores.ece:.4f} after" in page.text
     assert "the temperature 1.600" in page.text
 
 
 def test_how_well_images_of_other_things_are_told_apart_is_shown(page: Page) -> None:
-    assert page.tables["Images of other things"] == [["<noise>", "1234", "0.9877", "0.0500"]]
+    [one] = REPORT.parts[-1].strangers
+    assert one.accepted == pytest.approx(np.mean(STRANGE >= 0.6))
+    assert page.tables["Images of other things"] == [["<noise>", "1234", f"{one.auroc:.4f}", f"{one.accepted:.4f}"]]
 
 
 def test_the_findings_of_the_audit_are_counted_with_examples(page: Page) -> None:
@@ -202,8 +201,8 @@ def test_a_page_that_is_passed_on_does_not_tell_where_the_images_lie(source: str
 
 
 def test_what_was_not_done_is_said() -> None:
-    bare = replace(REPORT, test=None, history=(), audit=None, verdict=None, spec=spec_of(accept=None, temperature=1.0))
-    text = Page(render(bare)).text
+    part = replace(REPORT.parts[0], spec=spec_of(accept=None, temperature=1.0))
+    text = Page(render(RunReport([part]))).text
     for sentence in ("not trained here", "not audited", "No smaller variant", "Accept threshold: none"):
         assert sentence in text
 
@@ -211,7 +210,7 @@ def test_what_was_not_done_is_said() -> None:
 def test_a_model_without_mistakes_has_a_page() -> None:
     part = measured("set/validation", 40)
     sure = np.eye(len(LABELS), dtype=np.float32)[part.samples.classes]
-    text = Page(render(replace(REPORT, validation=replace(part, probabilities=sure), test=None))).text
+    text = Page(render(replace(REPORT, parts=[replace(part, probabilities=sure)]))).text
     assert text.count("There are none.") == 2
 
 
@@ -226,9 +225,7 @@ def test_curves_of_any_length_and_of_losses_that_are_no_numbers_are_drawn(histor
 def test_the_largest_page_stays_small(tmp_path: Path) -> None:
     report = replace(
         REPORT,
-        spec=spec_of(MANY),
-        validation=measured("v", 1200, len(MANY), side=160),
-        test=measured("t", 1200, len(MANY), side=160, seed=3),
+        parts=[measured("v", 1200, MANY, side=160), measured("t", 1200, MANY, side=160, seed=3)],
         history=[replace(HISTORY[0], number=number) for number in range(1, 3000)],
         audit={("note", f"finding {number}"): ["x" * 200] * 5000 for number in range(12)},
     )
@@ -257,9 +254,8 @@ def test_the_page_replaces_the_old_one_in_one_step_or_leaves_it(tmp_path: Path) 
     write_report(replace(REPORT, audit=None), tmp_path / "digits-1.2.onnx")
     before = out.read_bytes()
     assert old.read_bytes() != before  # not written into
-    broken = replace(REPORT, audit={("note", "count"): (2,)})  # type: ignore[dict-item]
-    with pytest.raises(TypeError, match="expected str"):
-        write_report(broken, tmp_path / "digits-1.2.onnx")
+    with pytest.raises(IndexError):
+        write_report(replace(REPORT, parts=()), tmp_path / "digits-1.2.onnx")
     assert out.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {out.name, "old"}
 
@@ -273,7 +269,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_file_names_need_not_be_utf8(tmp_path: Path) -> None:
     part = measured("set/validation", 40)
     samples = replace(part.samples, paths=tuple(Path(f"caf\udce9-{number}.png") for number in range(40)))
-    out = write_report(replace(REPORT, validation=replace(part, samples=samples), test=None), tmp_path / "m.onnx")
+    out = write_report(replace(REPORT, parts=[replace(part, samples=samples)]), tmp_path / "m.onnx")
     assert "caf?-" in out.read_text(encoding="utf-8")
 
 
@@ -310,12 +306,13 @@ def contrast(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 def test_the_temperature_is_undone_exactly() -> None:
     logits = np.random.default_rng(0).normal(scale=6, size=(50, 7))
     for temperature in (0.3, 1.0, 2.5):
-        served = replace(REPORT.validation, probabilities=softmax(logits / temperature).astype(np.float32))
-        np.testing.assert_allclose(served.uncalibrated(temperature).probabilities, softmax(logits), atol=1e-6)
+        served = softmax(logits / temperature).astype(np.float32)
+        part = replace(REPORT.parts[0], spec=spec_of(temperature=temperature), probabilities=served)
+        np.testing.assert_allclose(part.uncalibrated.probabilities, softmax(logits), atol=1e-6)
 
 
 def test_the_bins_hold_every_image_and_add_up_to_the_calibration_error() -> None:
-    part = REPORT.validation
+    part = REPORT.parts[0]
     gap = sum(abs(n * confidence - n_right) for confidence, n_right, n in part.bins)
     assert sum(n for _, _, n in part.bins) == part.scores.n
     assert sum(n_right for _, n_right, _ in part.bins) == part.scores.n_correct
@@ -324,5 +321,7 @@ def test_the_bins_hold_every_image_and_add_up_to_the_calibration_error() -> None
 
 def test_risk_is_counted_from_the_surest_answer() -> None:
     probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], np.float32)
-    samples = replace(REPORT.validation.samples, classes=np.array([1, 0, 1, 0]))
-    assert Measured("four", probabilities, samples).risk.tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
+    samples = replace(REPORT.parts[0].samples, classes=np.array([1, 0, 1, 0]))
+    assert replace(REPORT.parts[0], probabilities=probabilities, samples=samples).risk.tolist() == pytest.approx(
+        [0, 0, 1 / 3, 1 / 2]
+    )
