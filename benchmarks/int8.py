@@ -2,8 +2,8 @@
 
     python -m benchmarks.int8 FOLDER [--model models/imagenet.onnx]
 
-FOLDER is the one that `python -m training.imagenet` took; photographs that it calibrated with are left out. Run it on a machine
-that does nothing else.
+FOLDER is the one that `python -m benchmarks.imagenet` took; photographs that it calibrated with are left out. Run it on a
+machine that does nothing else.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from app.classifier import Classifier
+from benchmarks.imagenet import read_photographs, write_fp32
 from training.evaluate import classify_all
 from training.gate import compare_speed, judge
-from training.imagenet import read_photographs, write_fp32
 
 THREADS = (1, 2)
 ROUNDS = 101

@@ -42,9 +42,9 @@ def make_photograph(source: bytes, size: tuple[int, int], n_bytes: int) -> bytes
 def make_plain_model(path: Path) -> Path:
     """EfficientNet-Lite0 in fp32 with the bundled model's labels and the peers' pixels. Needs torch."""
     if not path.exists():
+        from benchmarks.imagenet import GOLDEN_PICTURES
         from training.backbones import load_backbone
         from training.graph import ServedNetwork, check_parity, export_graph
-        from training.imagenet import GOLDEN_PICTURES
         from training.model_file import make_goldens, write_model
 
         served = ServedNetwork(load_backbone(), temperature=1.0)
