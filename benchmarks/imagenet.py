@@ -10,25 +10,24 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from app.classifier import Classifier
-from app.spec import InputSpec, ModelSpec, Provenance
+from app.spec import InputSpec, ModelSpec
 from training.backbones import load_backbone
 from training.calibrate import choose_threshold
 from training.errors import InputError, TrainingError
 from training.evaluate import measure
-from training.files import put_in_place, unfinished_beside
+from training.files import unfinished_beside
 from training.folder import LabelledFile
 from training.gate import quantize_samples
 from training.graph import ServedNetwork, check_parity, export_graph
 from training.model_file import make_goldens, write_model
 from training.pixels import Samples, decode_files
-from training.provenance import git_commit, library_versions
+from training.provenance import provenance
 
 INPUT = InputSpec(height=224, width=224, channels=3, resize="crop", crop_fraction=0.875, filter="bicubic")
 # ImageNet calls two things crane and two maillot; Cardigan and cardigan differ by their first letter alone.
@@ -96,15 +95,8 @@ def write_fp32(path: Path, labels: tuple[str, ...], samples: Samples) -> None:
         description="What a photograph shows, of 1,000 kinds of animals, plants and things (ImageNet).",
         labels=labels,
         input=INPUT,
-        provenance=Provenance(
-            data_digest="unknown",
-            n_training_images=1_281_167,
-            recipe="EfficientNet-Lite0 (Google), not trained here",
-            seed=SEED,
-            git_commit=git_commit(),
-            libraries={**library_versions(), "timm": version("timm")},
-            licence="Apache-2.0",
-            note=NOTE,
+        provenance=provenance(
+            "EfficientNet-Lite0 (Google), not trained here", n_training_images=1_281_167, licence="Apache-2.0", note=NOTE
         ),
         goldens=make_goldens(model, INPUT, (path.read_bytes() for path in GOLDEN_PICTURES)),
     )
@@ -123,7 +115,7 @@ def _finish(source: Path, out: Path, samples: Samples, data: str) -> None:
     with unfinished_beside(out) as unfinished:
         spec = classifier.spec.model_copy(update={"accept": rule, "figures": (figures,)})
         write_model(onnx.load(source), spec, unfinished, threads=1)
-        put_in_place(unfinished, out)
+        unfinished.replace(out)
     if rule is not None:
         accepted = probabilities[1::2].max(axis=1) >= rule.threshold
         right = (probabilities[1::2].argmax(axis=1) == truth[1::2])[accepted].mean()

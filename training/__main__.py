@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 failed, 2 what was given cannot be used, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        commands = {"audit": _audit, "train": _train, "evaluate": _evaluate, "adopt": _adopt, "quantize": _quantize}
-        return commands[options.command](options)
+        return int(options.run(options))
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -84,14 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m training", description=DESCRIPTION)
-    metavar = "audit | train | evaluate | adopt | quantize"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar, parser_class=_Parser)
-    audit = commands.add_parser("audit", help="look for what is wrong with a data set", description=AUDIT)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m training", description=DESCRIPTION, formatter_class=plain)
+    commands = parser.add_subparsers(required=True, metavar="audit | train | evaluate | adopt | quantize")
+
+    def add(run: Callable[[argparse.Namespace], int], help_: str, description: str) -> argparse.ArgumentParser:
+        name = run.__name__.strip("_")
+        made = commands.add_parser(name, help=help_, description=description, formatter_class=plain)
+        made.set_defaults(run=run)
+        return made
+
+    audit = add(_audit, "look for what is wrong with a data set", AUDIT)
     audit.add_argument("data", type=Path, metavar="DATA", help=DATA)
     audit.add_argument("--json", metavar="FILE", help="write the findings as JSON too; - writes only them, to stdout")
     audit.add_argument("--strict", action="store_true", help="exit with 1 when there are errors or warnings")
-    train = commands.add_parser("train", help="train a model on a folder of images", description=TRAIN)
+    train = add(_train, "train a model on a folder of images", TRAIN)
     train.add_argument("data", type=Path, metavar="DATA", help=DATA)
     default = RECIPE_NAMES[0]
     train.add_argument("--recipe", default=default, help=f"how to train: {', '.join(RECIPE_NAMES)} (default: {default})")
@@ -113,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the figures of every epoch for TensorBoard too")
     train.add_argument("--mlflow", action="store_true", help="log the run to MLflow, where MLFLOW_TRACKING_URI says")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
-    measure = commands.add_parser("evaluate", help="measure a model file", description=EVALUATE)
+    measure = add(_evaluate, "measure a model file", EVALUATE)
     measure.add_argument("model", type=Path, metavar="MODEL", help="the model file (.onnx)")
     measure.add_argument("data", type=Path, metavar="DATA", help=DATA)
     parts = ("train", "validation", "test", "all")
@@ -121,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - writes only them, to stdout")
     for command in (train, measure):
         command.add_argument("--other", type=Path, metavar="DATA", help="images of other things: how well are they told apart")
-    adopt = commands.add_parser("adopt", help="make a model file of another framework's classifier", description=ADOPT)
+    adopt = add(_adopt, "make a model file of another framework's classifier", ADOPT)
     adopt.add_argument("model", type=Path, metavar="MODEL", help="the classifier, as ONNX")
     adopt.add_argument("--labels", type=Path, required=True, metavar="FILE", help="a label a line, in the order of the answers")
     adopt.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="up to three go into the file as proof")
@@ -135,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     adopt.add_argument("--resize", choices=("stretch", "crop", "pad", "ink"), default="stretch", help="(default: stretch)")
     adopt.add_argument("--crop", type=float, metavar="SHARE", help="resize by crop, keeping this share (224 of 256: 0.875)")
     adopt.add_argument("--filter", choices=("bilinear", "bicubic", "lanczos", "box"), default="bilinear", help="(bilinear)")
-    shrink = commands.add_parser("quantize", help="make an int8 model file, if that is worth it", description=QUANTIZE)
+    shrink = add(_quantize, "make an int8 model file, if that is worth it", QUANTIZE)
     shrink.add_argument("model", type=Path, metavar="MODEL", help="the fp32 model file (.onnx)")
     shrink.add_argument("data", type=Path, metavar="DATA", help="the folder it was trained on")
     shrink.add_argument("--gate", type=float, default=0.5, help="points of accuracy it may lose (default: 0.5)")
@@ -149,41 +155,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, **options: str) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
-
-
 def _train(options: argparse.Namespace) -> int:
     started = time.monotonic()
     if options.minutes is not None and not 0 < options.minutes < math.inf:
         raise InputError(f"--minutes must be more than 0, not {options.minutes:g}")
+    _at_least("--seed", options.seed, 0)
+    _at_least("--threads", options.threads, 1)
     from training.recipes import Changes, find_recipe
     from training.track import track_mlflow, track_tensorboard
-    from training.train import Order, train_model
+    from training.train import train_model
 
     recipe = find_recipe(options.recipe, Changes(**{name: getattr(options, name) for name in Changes.__dataclass_fields__}))
     name, version = _name_and_version(options)
     trackers = [track_tensorboard(options.tensorboard)] if options.tensorboard else []
     if options.mlflow:
         trackers.append(track_mlflow(name, {**recipe.settings(), "seed": options.seed, "data": options.data}))
-    order = Order(
-        root=options.data,
-        out=options.out,
-        recipe=recipe,
-        name=name,
-        version=version,
-        seed=_at_least("--seed", options.seed, 0),
-        threads=_at_least("--threads", options.threads, 1),
-        fresh=options.fresh,
-        split=options.write_split,
-        other=options.other,
-        deadline=None if options.minutes is None else started + 60 * options.minutes,
-        trackers=trackers,
-    )
-    for evaluation in train_model(order):
-        print(evaluation, end="\n\n")
-    print(f"wrote {order.out} ({order.out.stat().st_size / 1000:,.0f} kB)")
+    deadline = None if options.minutes is None else started + 60 * options.minutes
+    for part in train_model(options, recipe, name, version, deadline, trackers):
+        print(part, end="\n\n")
+    print(f"wrote {options.out} ({options.out.stat().st_size / 1000:,.0f} kB)")
     return 0
 
 
@@ -243,10 +233,9 @@ def _write(path: Path, text: str) -> None:
     (write_bytes if is_device else write_whole)(path, f"{text}\n".encode())
 
 
-def _at_least(option: str, value: int, least: int) -> int:
+def _at_least(option: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{option} must be at least {least}, not {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from app.classifier import INPUT, OUTPUT
 from app.image import Pixels
-from app.spec import InputSpec, ModelSpec, Provenance
+from app.spec import InputSpec, ModelSpec
 from training.data_set import choose_goldens
 from training.errors import InputError, refusing
-from training.files import put_in_place, unfinished_beside
+from training.files import unfinished_beside
 from training.folder import LabelledFile
 from training.model_file import make_goldens, open_session, strip, write_model
 from training.pixels import decode_files
-from training.provenance import git_commit, library_versions
+from training.provenance import provenance
 
 TYPES = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 SUM_TOLERANCE = 0.01  # of probabilities computed in 8 or 16 bits
@@ -50,14 +50,11 @@ def adopt_model(options: argparse.Namespace, name: str, version: str) -> str:
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", len(labels)]))
     goldens, now = make_goldens(strip(model), spec, choose_goldens(samples)), datetime.now(UTC)
     sha256 = hashlib.sha256(options.model.read_bytes()).hexdigest()
-    recipe = f"adopted from {options.model.name} of {model.producer_name} {model.producer_version}, sha256 {sha256}"
-    origin = Provenance(
-        data_digest="unknown", n_training_images=0, recipe=recipe, seed=0, git_commit=git_commit(), libraries=library_versions()
-    )
+    origin = provenance(f"adopted from {options.model.name} of {model.producer_name} {model.producer_version}, sha256 {sha256}")
     about = ModelSpec(name=name, version=version, created=now, labels=labels, input=spec, provenance=origin, goldens=goldens)
     with unfinished_beside(options.out) as unfinished:
         write_model(model, about, unfinished, threads=1)
-        put_in_place(unfinished, options.out)
+        unfinished.replace(options.out)
     steps = [", ".join(step[0] for step in some) or "as it is" for some in (before, after)]
     lines = [f"input   {' × '.join(map(str, spec.shape))}, {layout}: {steps[0]}", f"output  {steps[1]}"]
     best = [max(zip(golden.probabilities, labels, strict=True)) for golden in goldens]

@@ -27,11 +27,6 @@ def unfinished_beside(out: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def put_in_place(unfinished: Path, out: Path) -> None:
-    """Replaces `out` in one step."""
-    unfinished.replace(out)
-
-
 def write_whole(out: Path, content: bytes) -> None:
     """Writes a file in one step.
 
@@ -39,7 +34,7 @@ def write_whole(out: Path, content: bytes) -> None:
     """
     with unfinished_beside(out) as unfinished:
         write_bytes(unfinished, content)
-        put_in_place(unfinished, out)
+        unfinished.replace(out)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

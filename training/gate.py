@@ -18,7 +18,7 @@ from training.data_set import read_samples
 from training.errors import InputError
 from training.evaluate import classify_all, measure, open_model
 from training.figures import Indices
-from training.files import put_in_place, unfinished_beside
+from training.files import unfinished_beside
 from training.model_file import make_goldens, write_model
 from training.pixels import Samples
 from training.quantize import quantize_graph
@@ -177,7 +177,7 @@ def quantize_samples(
             notes = "; ".join(filter(None, [spec.provenance.note, made, against]))
             own = {"figures": (measured.as_figures(),), "provenance": spec.provenance.model_copy(update={"note": notes})}
             after = write_model(graph, after.spec.model_copy(update=own), unfinished, threads=threads)
-            put_in_place(unfinished, out)
+            unfinished.replace(out)
             measured = replace(measured, spec=after.spec, sha256=after.sha256)
             write_report(RunReport([measured], verdict=verdict.rows()), out)
     return verdict
