@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -180,21 +180,16 @@ class Client:
         """See AsyncClient."""
         outcomes = self._client.predict_many(images, **options)
         try:
-            while (outcome := self._wait(_next(outcomes))) is not None:
+            while (outcome := self._wait(anext(outcomes, None))) is not None:
                 yield outcome
         finally:
-            self._wait(_close(outcomes))
+            self._wait(outcomes.aclose())
 
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def _wait(self, awaitable: Awaitable[T]) -> T:
+        async def wait() -> T:
+            return await awaitable
 
-
-async def _next(outcomes: AsyncGenerator[Outcome, None]) -> Outcome | None:
-    return await anext(outcomes, None)
-
-
-async def _close(outcomes: AsyncGenerator[Outcome, None]) -> None:
-    await outcomes.aclose()
+        return asyncio.run_coroutine_threadsafe(wait(), self._loop).result()
 
 
 def _judge(response: httpx.Response) -> tuple[RequestError, float | None]:

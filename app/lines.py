@@ -5,9 +5,8 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Self
 
 import orjson
 
@@ -26,34 +25,35 @@ class Form:
     @property
     def header(self) -> bytes:
         """Of the CSV."""
-        ranks = range(1, self.top_k + 1)
-        return _csv(
-            ["path", "model", "accepted", "error", *(f"{word}_{n}" for n in ranks for word in ("label", "probability"))]
-        )
+        best = [f"{word}_{rank}" for rank in range(1, self.top_k + 1) for word in ("label", "probability")]
+        return _csv("path", "model", "accepted", "error", *best)
 
     def line(self, path: str, outcome: Outcome) -> bytes:
         """One line, whatever the path, the labels and the error hold."""
-        head: dict[str, object] = {"path": one_line(path), "model": one_line(self.model)}
+        head = {"path": one_line(path), "model": one_line(self.model)}
         if isinstance(outcome, RequestError):
             error = one_line(str(outcome))
-            return _csv([*head.values(), "", error]) if self.is_csv else _json(head | {"error": error})
+            return _csv(*head.values(), "", error) if self.is_csv else _json({**head, "error": error})
         if not self.is_csv:
-            return _json(head | {"accepted": outcome.accepted, "predictions": list(map(asdict, outcome.predictions))})
+            return _json({**head, "accepted": outcome.accepted, "predictions": list(map(asdict, outcome.predictions))})
         best = [field for one in outcome.predictions for field in (one_line(one.label), one.probability)]
-        return _csv([*head.values(), str(outcome.accepted).lower(), "", *best])
+        return _csv(*head.values(), str(outcome.accepted).lower(), "", *best)
 
-    def paths(self, lines: Iterator[bytes]) -> Iterator[str]:
-        """The paths of lines written before. Raises: ConvServeError when they are not this command's, or not this model's."""
-        for number, line in enumerate(lines, start=1):
-            if self.is_csv and number == 1 and line == self.header:
-                continue
-            try:
-                path, model = next(csv.reader([line.decode()]))[:2] if self.is_csv else _ends(orjson.loads(line))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ConvServeError(f"line {number} is not of this command: give another --out") from error
-            if model != one_line(self.model):
-                raise ConvServeError(f"line {number} is of {model}, not of {self.model}: give another --out")
-            yield path
+    def path(self, line: bytes, number: int) -> str | None:
+        """The path of a line written as the `number`-th; None of the header.
+
+        Raises: ConvServeError when it is not of this command, or not of this model.
+        """
+        if self.is_csv and number == 1 and line == self.header:
+            return None
+        try:
+            fields = next(csv.DictReader([line.decode()], ("path", "model"))) if self.is_csv else orjson.loads(line)
+            path, model = str(fields["path"]), str(fields["model"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConvServeError(f"line {number} is not of this command: give another --out") from error
+        if model != one_line(self.model):
+            raise ConvServeError(f"line {number} is of {model}, not of {self.model}: give another --out")
+        return path
 
 
 class Progress:
@@ -62,29 +62,24 @@ class Progress:
     def __init__(self, total_of: Callable[[], int], before: int) -> None:
         self.failed = 0
         self._done = self._before = before
-        self._total: int | None = None
+        self._total = 0  # not known yet
         self._begun = self._said = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
         threading.Thread(target=lambda: setattr(self, "_total", total_of()), daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._say("\n")
 
     def add(self, images: int, failed: int) -> None:
         """More are done."""
         self._done += images
         self.failed += failed
         if time.monotonic() - self._said >= (0.5 if self._is_terminal else 10):
-            self._say("" if self._is_terminal else "\n")
+            self.say("" if self._is_terminal else "\n")
 
-    def _say(self, end: str) -> None:
+    def say(self, end: str = "\n") -> None:
+        """How far it is."""
         self._said = time.monotonic()
         rate = (self._done - self._before) / max(self._said - self._begun, 1e-6)
-        total = self._total
-        of = f" of {total:,}, {max(0, total - self._done) / rate:,.0f} s left" if total and rate else ""
+        left = max(0, self._total - self._done)
+        of = f" of {self._total:,}, {left / rate:,.0f} s left" if self._total and rate else ""
         start = "\r\x1b[K" if self._is_terminal else ""
         print(f"{start}{self._done:,} images{of}, {self.failed:,} failed, {rate:,.0f}/s", end=end, file=sys.stderr, flush=True)
 
@@ -94,15 +89,11 @@ def one_line(text: str) -> str:
     return text.encode(errors="backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
 
 
-def _ends(line: dict[str, str]) -> tuple[str, str]:
-    return line["path"], line["model"]
-
-
 def _json(fields: dict[str, object]) -> bytes:
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _csv(fields: list[object]) -> bytes:
+def _csv(*fields: object) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue().encode()

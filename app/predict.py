@@ -8,35 +8,35 @@ what has a line, known by 8 bytes a path, so that folders may be listed in anoth
 """
 
 import argparse
+import errno
 import fcntl
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import cache, partial
-from hashlib import blake2b
 from itertools import islice
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.classifier import Classifier, Probabilities, name_classes, top_k
-from app.client import BATCH_SIZE, Client, Outcome, Prediction, RequestError, Result
-from app.errors import ConvServeError, TooLargeError
+from app.classifier import Classifier, name_classes, top_k
+from app.client import Client, Outcome, Prediction, RequestError, Result
+from app.errors import ConvServeError
 from app.image import Pixels, decode, fit
 from app.lines import Form, Progress, one_line
 from app.threads import usable_threads
 
-BATCH = 8  # images that run together: more gains nothing on a CPU and costs memory
+BATCH = 8  # images that run together or go in one request: more gains nothing on a CPU and costs memory
 REQUESTS = 4  # at a time, by default
 MAX_FILE_BYTES = 2**28
 STOPPED, SOME_FAILED = 1, 3  # exit codes
@@ -65,16 +65,17 @@ def _run(options: argparse.Namespace) -> int:
         pool, answer, model = _classifying(options, stack)
         form = Form(options.csv, options.top_k, model)
         out = stack.enter_context(_open(options.out, options.resume)) if options.out else sys.stdout.buffer
-        done = _finished(out, form) if options.resume else np.empty(0, np.uint64)
+        done = _finished(out, form) if options.resume else np.empty(0, np.int64)
         if options.csv and not (options.out and out.tell()):
             out.write(form.header)
         own = os.fstat(out.fileno()).st_ino
-        progress = stack.enter_context(Progress(lambda: sum(1 for _ in _walk(options.paths, own)), done.size))
+        progress = Progress(lambda: sum(1 for _ in _walk(options.paths, own)), done.size)
+        stack.callback(progress.say)
         paths = (path for path in _walk(options.paths, own) if not _is_in(done, path))
-        for lines, images, failed in _in_order(pool, partial(_classify, answer, form), paths, 4 * options.concurrency):
+        for lines, failed in _in_order(pool, partial(_classify, answer, form), paths, 4 * options.concurrency):
             out.write(lines)
             out.flush()
-            progress.add(images, failed)
+            progress.add(lines.count(b"\n"), failed)
     return SOME_FAILED if progress.failed else 0
 
 
@@ -95,19 +96,19 @@ def _classifying(options: argparse.Namespace, stack: ExitStack) -> tuple[Executo
     return stack.enter_context(pool), partial(_by_model, path, options.top_k), f"{spec.name} {spec.version}"
 
 
-def _classify(answer: Answerer, form: Form, paths: list[str]) -> tuple[bytes, int, int]:
-    """The lines of some files, how many they are, and how many of them tell of a failure."""
+def _classify(answer: Answerer, form: Form, paths: list[str]) -> tuple[bytes, int]:
+    """The lines of some files, and how many of them tell of a failure."""
     outcomes: dict[str, Outcome] = {}
     images: dict[str, bytes] = {}
     for path in paths:
         try:
             images[path] = _read(path)
-        except (TooLargeError, OSError) as error:
-            outcomes[path] = RequestError(getattr(error, "strerror", str(error)))
+        except OSError as error:
+            outcomes[path] = RequestError(error.strerror or str(error))
     if images:
         outcomes |= zip(images, answer(list(images.values())), strict=True)
-    lines = b"".join(form.line(path, outcomes[path]) for path in paths)
-    return lines, len(paths), sum(isinstance(outcome, RequestError) for outcome in outcomes.values())
+    failed = sum(isinstance(outcome, RequestError) for outcome in outcomes.values())
+    return b"".join(form.line(path, outcomes[path]) for path in paths), failed
 
 
 def _by_service(client: Client, k: int, images: list[bytes]) -> list[Outcome]:
@@ -121,24 +122,10 @@ def _by_service(client: Client, k: int, images: list[bytes]) -> list[Outcome]:
 
 def _by_model(model: Path, k: int, images: list[bytes]) -> list[Outcome]:
     classifier = _classifier(model)
-    spec = classifier.spec
-    outcomes: dict[int, Outcome] = {}
-    fitted: dict[int, Pixels] = {}
-    for index, image in enumerate(images):
-        try:
-            fitted[index] = fit(decode(image, spec.input), spec.input)
-        except ConvServeError as error:
-            outcomes[index] = RequestError(str(error))
-    for start in range(0, len(fitted), BATCH):
-        batch = list(fitted)[start : start + BATCH]
-        for index, row in zip(batch, _probabilities(classifier, [fitted[one] for one in batch]), strict=True):
-            if isinstance(row, Exception):
-                outcomes[index] = RequestError(f"the model fails on it: {row}")
-                continue
-            best = top_k(row, k)
-            predictions = tuple(Prediction(**one) for one in name_classes(best, spec.labels))
-            outcomes[index] = Result(predictions, spec.accepts(best[0][1]))
-    return [outcomes[index] for index in range(len(images))]
+    fitted = [_fit(classifier, image) for image in images]
+    pixels = [one for one in fitted if not isinstance(one, RequestError)]
+    results = iter(_results(classifier, k, pixels) if pixels else ())
+    return [one if isinstance(one, RequestError) else next(results) for one in fitted]
 
 
 @cache
@@ -146,31 +133,41 @@ def _classifier(model: Path) -> Classifier:
     return Classifier.load(model)
 
 
-def _probabilities(classifier: Classifier, batch: Sequence[Pixels]) -> list[Probabilities | Exception]:
-    """A row for each image; one that the session fails on gets its error, its neighbours their rows."""
+def _fit(classifier: Classifier, image: bytes) -> Pixels | RequestError:
     try:
-        return list(classifier(np.stack(batch)))
+        return fit(decode(image, classifier.spec.input), classifier.spec.input)
+    except ConvServeError as error:
+        return RequestError(str(error))
+
+
+def _results(classifier: Classifier, k: int, batch: Sequence[Pixels]) -> list[Outcome]:
+    """One for each image; one that the session fails on gets its error, its neighbours their results."""
+    spec = classifier.spec
+    try:
+        best = [top_k(row, k) for row in classifier(np.stack(batch))]
     except Exception as error:  # onnxruntime's own exceptions share no base but Exception
-        return [error] if len(batch) == 1 else [row for one in batch for row in _probabilities(classifier, [one])]
+        alone = [RequestError(f"the model fails on it: {error}")]
+        return [*alone] if len(batch) == 1 else [result for one in batch for result in _results(classifier, k, [one])]
+    named = [tuple(Prediction(**prediction) for prediction in name_classes(one, spec.labels)) for one in best]
+    return [Result(predictions, spec.accepts(one[0][1])) for predictions, one in zip(named, best, strict=True)]
 
 
 def _end_with_parent() -> None:
     """Else a killed parent would leave its processes waiting for ever."""
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(STOPPED)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
-
-
-def _exit_after(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(STOPPED)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:  # noqa: PTH123 (a Path for each image is not free)
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-            raise TooLargeError(f"the file has more than {MAX_FILE_BYTES:,} bytes")
+            raise OSError(errno.EFBIG, f"the file has more than {MAX_FILE_BYTES:,} bytes")
         return file.read()
 
 
@@ -191,13 +188,13 @@ def _walk(paths: Iterable[str], own: int) -> Iterator[str]:
 
 
 def _in_order(
-    pool: Executor, work: Callable[[list[str]], tuple[bytes, int, int]], paths: Iterator[str], ahead: int
-) -> Iterator[tuple[bytes, int, int]]:
+    pool: Executor, work: Callable[[list[str]], tuple[bytes, int]], paths: Iterator[str], ahead: int
+) -> Iterator[tuple[bytes, int]]:
     """As `pool.map` of chunks, but never more than `ahead` chunks are taken before their lines are."""
-    waiting: deque[Future[tuple[bytes, int, int]]] = deque()
+    waiting: deque[Future[tuple[bytes, int]]] = deque()
     try:
         while True:
-            while len(waiting) < ahead and (chunk := list(islice(paths, BATCH_SIZE))):
+            while len(waiting) < ahead and (chunk := list(islice(paths, BATCH))):
                 waiting.append(pool.submit(work, chunk))
             if not waiting:
                 return
@@ -219,32 +216,24 @@ def _open(path: Path, resume: bool) -> IO[bytes]:
     return file
 
 
-def _finished(out: IO[bytes], form: Form) -> NDArray[np.uint64]:
-    """The sorted digests of the paths that have a line; a last line that is not whole is cut off. Raises: ConvServeError."""
-    end = 0
-
-    def whole_lines() -> Iterator[bytes]:
-        nonlocal end
-        for line in out:
-            if line.endswith(b"\n"):
-                end += len(line)
-                yield line
-
+def _finished(out: IO[bytes], form: Form) -> NDArray[np.int64]:
+    """The sorted hashes of the paths that have a line; a last line that is not whole is cut off. Raises: ConvServeError."""
+    hashes, end = array("q"), 0
     out.seek(0)
-    digests = np.sort(np.fromiter(map(_digest, form.paths(whole_lines())), np.uint64))
+    for number, line in enumerate(out, start=1):
+        if line.endswith(b"\n"):
+            end += len(line)
+            if (path := form.path(line, number)) is not None:
+                hashes.append(hash(path))
     out.truncate(end)
     out.seek(end)
-    return digests
+    return np.sort(np.array(hashes))
 
 
-def _is_in(done: NDArray[np.uint64], path: str) -> bool:
-    digest = np.uint64(_digest(one_line(path))) if done.size else np.uint64(0)
-    place = int(done.searchsorted(digest))
-    return place < done.size and bool(done[place] == digest)
-
-
-def _digest(path: str) -> int:
-    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest())
+def _is_in(done: NDArray[np.int64], path: str) -> bool:
+    found = hash(one_line(path))
+    place = int(done.searchsorted(found))
+    return place < done.size and bool(done[place] == found)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
