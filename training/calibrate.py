@@ -3,6 +3,8 @@
 Both are chosen on validation images, which the weights were not trained on.
 """
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,17 +22,22 @@ def fit_temperature(logits: Tensor, classes: Tensor) -> float:
     """
     logits = logits.double()
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+    minimise(lambda: F.cross_entropy(logits / log_temperature.exp(), classes), [log_temperature])
+    # Images that are all right would ask for infinitely sharp probabilities.
+    return min(max(log_temperature.exp().item(), 0.05), 20.0)
+
+
+def minimise(loss: Callable[[], Tensor], parameters: Iterable[Tensor], iterations: int = 100) -> None:
+    """Moves the parameters to where a convex loss is least, by L-BFGS, which stops by itself before `iterations`."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits / log_temperature.exp(), classes)
-        torch.autograd.backward(loss)
-        return loss
+        value = loss()
+        torch.autograd.backward(value)
+        return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    # Images that are all right would ask for infinitely sharp probabilities.
-    return min(max(log_temperature.exp().item(), 0.05), 20.0)
 
 
 def choose_threshold(probabilities: Probabilities, truth: Indices, *, precision: float, chosen_on: str) -> AcceptRule | None:

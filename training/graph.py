@@ -3,8 +3,6 @@
 images uint8 (batch, height, width, channels) → transpose, cast, scale → network → logits / temperature → softmax
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 import torch
@@ -19,17 +17,6 @@ from training.model_file import open_session, strip
 
 OPSET = 20  # the newest that changes nothing for these networks; older readers keep working
 MAX_DIFFERENCE = 1e-4  # of any probability between torch and onnxruntime
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far onnxruntime's answers are from torch's on `n` images."""
-
-    n: int
-    max_difference: float
-
-    def __str__(self) -> str:
-        return f"onnxruntime and torch agree on all {self.n} validation images, |Δp| ≤ {self.max_difference:.1e}"
 
 
 class ServedNetwork(nn.Module):
@@ -67,8 +54,8 @@ def export_graph(served: ServedNetwork, spec: InputSpec) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
 
-def check_parity(model: onnx.ModelProto, served: ServedNetwork, pixels: Pixels) -> Parity:
-    """Compares onnxruntime's answers with torch's on all of `pixels`.
+def check_parity(model: onnx.ModelProto, served: ServedNetwork, pixels: Pixels) -> str:
+    """Compares onnxruntime's answers with torch's on all of `pixels`; returns a sentence on it.
 
     Raises: TrainingError when they differ by more than `MAX_DIFFERENCE` or on which class is first.
     """
@@ -83,7 +70,7 @@ def check_parity(model: onnx.ModelProto, served: ServedNetwork, pixels: Pixels) 
             f"the exported graph does not compute what was trained: on {len(pixels)} validation images its probabilities "
             f"differ by up to {worst:.2g} (allowed: {MAX_DIFFERENCE:.0g}) and its first class on {n_different}"
         )
-    return Parity(len(pixels), worst)
+    return f"onnxruntime and torch agree on all {len(pixels)} validation images, |Δp| ≤ {worst:.1e}"
 
 
 @torch.inference_mode()

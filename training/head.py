@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from training.backbones import Backbone
 from training.batches import EVALUATION_BATCH, Batches, to_float
+from training.calibrate import minimise
 from training.distributed import ALONE, Processes
 
 DECAY = 1e-3  # half the weight of the squared weights beside the mean loss
-ITERATIONS = 200  # of L-BFGS, which stops by itself before
+ITERATIONS = 200  # of L-BFGS
 
 
 def fit_head(network: nn.Module, train: Batches, class_weights: Tensor | None = None, processes: Processes = ALONE) -> None:
@@ -27,15 +28,11 @@ def fit_head(network: nn.Module, train: Batches, class_weights: Tensor | None = 
     classifier = network.classifier
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
-    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(classifier(features), classes, class_weights) + DECAY / 2 * classifier.weight.square().sum()
-        torch.autograd.backward(loss)
-        return loss
+    def loss() -> Tensor:
+        return F.cross_entropy(classifier(features), classes, class_weights) + DECAY / 2 * classifier.weight.square().sum()
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    minimise(loss, classifier.parameters(), ITERATIONS)
 
 
 @torch.no_grad()

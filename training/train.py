@@ -100,7 +100,7 @@ def _export(
         data_digest=data.train.digest,
         n_training_images=len(data.train),
         seed=training.seed,
-        note=str(check_parity(model, served, data.validation.pixels)),
+        note=check_parity(model, served, data.validation.pixels),
     )
     return model, ModelSpec(
         name=name,
