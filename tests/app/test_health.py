@@ -91,7 +91,7 @@ def test_openapi_describes_every_operation_and_response(openapi: dict[str, Any])
 @pytest.mark.parametrize("path", PREDICT_ROUTES)
 def test_openapi_documents_every_problem_that_predict_can_answer(openapi: dict[str, Any], path: str) -> None:
     responses = openapi["paths"][path]["post"]["responses"]
-    assert {int(status) for status in responses} == {200, *PROBLEMS}
+    assert {int(status) for status in responses} == {200, 431, *PROBLEMS}  # 431: of the connection, before any path
     for status in PROBLEMS:
         schema = responses[str(status)]["content"]["application/problem+json"]["schema"]
         assert {"type", "title", "status", "detail", "instance", "reason", "request_id"} <= set(schema["required"])
