@@ -73,12 +73,12 @@ class DrainingServer(uvicorn.Server):
         self._app = LateApp(service)
         super().__init__(_config(self._app))
         self._service = service
-        self._background: asyncio.Future[tuple[None, None]]
+        self._background: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Says that it serves when the engine is warm and the port listens, not before."""
         await self._service.engine.start()
-        self._background = asyncio.gather(self._service.keep_posting(), follow(self._service))
+        self._background = [asyncio.create_task(one(self._service)) for one in (Service.keep_posting, follow)]
         self.lifespan.state.update(service=self._service, access=self._app.access)
         await super().startup(sockets)
         self._app.begin()
@@ -89,7 +89,8 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what was accepted first."""
         await super().shutdown(sockets)
-        self._background.cancel()
+        for task in self._background:
+            task.cancel()
         if not self.force_exit:
             await self._service.engine.close()
 
