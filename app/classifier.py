@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from app.drift import Drift, Window
 from app.errors import ConvServeError, ModelError
 from app.image import Pixels, decode, fit
 from app.spec import Golden, ModelSpec
@@ -52,6 +53,7 @@ class Classifier:
     def __init__(self, session: ort.InferenceSession, spec: ModelSpec, sha256: str) -> None:
         self._session = session
         self._session_alone = session
+        self.window: Window | None = None  # of what it answered, to be compared with the spec's reference
         self.is_quick = False  # computes an image within QUICK_SECONDS
         self.spec = spec
         self.sha256 = sha256
@@ -66,12 +68,14 @@ class Classifier:
         threads_alone: int = 1,
         sha256: str = "",
         abandon: Callable[[], None] = lambda: None,
+        drift_window: int = 0,
     ) -> Self:
         """Loads, proves and warms the model file at `path`.
 
         `threads` is the number that one call computes with (onnxruntime's intra-op threads, without spinning);
         `threads_alone` that of a call that is alone, if the model runs on the CPU and is slow enough to gain.
         `abandon` is called from another thread when the file cannot be stopped from computing: it may end the process.
+        `drift_window` images are compared with the reference, where the file has one.
         `device` auto takes CUDA where onnxruntime offers it, else the CPU; cuda refuses to fall back.
         A file of another digest than `sha256` is refused before onnxruntime sees it.
 
@@ -96,6 +100,8 @@ class Classifier:
                     options.intra_op_num_threads = threads_alone
                     classifier._session_alone = _open_session(content, device, options)
                     classifier._prove(run, alone=True)
+                if drift_window and spec.reference:
+                    classifier.window = Window(spec.reference, drift_window)
         except FileNotFoundError as error:
             raise ModelError(f"model file {path} does not exist") from error
         except OSError as error:
@@ -125,6 +131,10 @@ class Classifier:
             return self(batch), None
         switch = {EXPLAIN: np.array(True)} if self._session.get_overridable_initializers() else {}
         return cast(tuple[Probabilities, Maps], tuple(self._session.run([OUTPUT, MAPS], {INPUT: batch, **switch})))
+
+    def drift(self) -> dict[str, Drift] | None:
+        """How far each feature of the last images is from the reference; None where there is nothing to compare with."""
+        return self.window.drift() if self.window else None
 
     def _prove(self, run: ort.RunOptions, *, alone: bool = False) -> None:
         for number, golden in enumerate(self.spec.goldens, start=1):

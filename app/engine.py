@@ -66,6 +66,7 @@ class _Job:
     run: Run | None = None  # instead of decoding and classifying in a batch
     passes: int = 1  # through the network
     mark: Any = None  # the tracer's
+    size: tuple[int, int] | None = None  # width, height of the decoded image
     started_at: float = 0.0
     decode_seconds: float = 0.0
     ran_at: float = 0.0
@@ -281,7 +282,9 @@ class Engine:
             return job.data
         spec = self.classifier.spec.input
         try:
-            return fit(decode(job.data, spec, max_pixels=self._max_pixels), spec)
+            image = decode(job.data, spec, max_pixels=self._max_pixels)
+            job.size = image.size
+            return fit(image, spec)
         except Exception as error:
             outcomes.append((job, error))
             return None
@@ -297,7 +300,8 @@ class Engine:
             job.ran_at = begun
         try:
             alone = self.images_in_progress == 1
-            rows = self.classifier(np.stack([pixels for _, pixels in fitted]), alone=alone)
+            batch = np.stack([pixels for _, pixels in fitted])
+            rows = self.classifier(batch, alone=alone)
         except Exception as error:
             log.exception("a batch of %d failed in the session", len(fitted))
             if len(fitted) == 1:
@@ -311,6 +315,8 @@ class Engine:
         for (job, _), row in zip(fitted, rows, strict=True):
             queue_seconds = begun - job.queued_at - job.decode_seconds
             outcomes.append((job, Answer(self.classifier, row, job.decode_seconds, queue_seconds, seconds, len(fitted))))
+        if (window := self.classifier.window) is not None:
+            window.observe(batch, rows, [job.size for job, _ in fitted])
 
     def _learn(self, seconds: float, images: int) -> None:
         if images:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ TALLIED = 1000
 MAX_LABELS = 100
 OTHER_LABEL = "(other)"
 _NOT_SUMMED: dict[str, Callable[[list[float]], float]] = {
+    "convserve_drift_limit": itemgetter(0),  # of the worker that is asked: each sees its share of the same traffic
+    "convserve_drift_psi": itemgetter(0),
     "convserve_estimated_wait_seconds": max,
     "convserve_model_info": max,
     "convserve_ready": min,
@@ -108,6 +111,9 @@ class Metrics:
             "convserve_cache_lookups", "Images looked up in the answer cache: hit or miss.", ["result"], registry=registry
         )
         self.cache_bytes = Gauge("convserve_cache_bytes", "What the answer cache holds.", registry=registry)
+        self.drift_psi = Gauge("convserve_drift_psi", "Distance of the last images.", ["feature"], registry=registry)
+        self.drift_limit = Gauge("convserve_drift_limit", "A PSI above it is drift.", ["feature"], registry=registry)
+        self.samples = Counter("convserve_samples", "Images for labelling, by outcome.", ["outcome"], registry=registry)
         self.model_info = Gauge(
             "convserve_model_info",
             "1 for the loaded model.",

@@ -158,7 +158,7 @@ async def predict_batch(
 async def model(service: ServiceDependency) -> Response:
     """Labels, input rule, calibration, measured figures and provenance: all the model file says of itself."""
     classifier = service.classifier
-    card = classifier.spec.model_dump(mode="json", exclude={"goldens", "schema_version"})
+    card = classifier.spec.model_dump(mode="json", exclude={"goldens", "reference", "schema_version"})
     return json_answer(card | {"sha256": classifier.sha256, "provider": classifier.provider})
 
 
@@ -178,6 +178,7 @@ async def health(service: ServiceDependency) -> Response:
             in_progress=engine.images_in_progress,
             estimated_wait_seconds=round(engine.estimated_wait_seconds(), 6),
         ),
+        drift=service.classifier.drift(),
     )
     return json_answer(answer.model_dump(), 200 if answer.status == "ok" else 503)
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.drift import Drift
 from app.settings import DIGEST
 from app.spec import AcceptRule, Figures, InputSpec, Provenance
 
@@ -128,6 +129,7 @@ class Health(Wire):
     threads: int
     uptime_seconds: float
     queue: QueueState
+    drift: dict[str, Drift] | None = Field(description="by feature, from 100 images on; null: nothing to compare with")
 
 
 class ProbeAnswer(Wire):

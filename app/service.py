@@ -24,6 +24,7 @@ from app.errors import BadParameterError, DeadlineExceededError
 from app.explain import Explainer
 from app.keys import ApiKeys
 from app.metrics import MAX_LABELS, OTHER_LABEL, Metrics, merge
+from app.samples import SampleFolder
 from app.schemas import ModelChange
 from app.settings import Settings
 from app.threads import usable_threads
@@ -47,6 +48,7 @@ class Service:
     keys: ApiKeys | None
     cache: AnswerCache | None = None
     board: Board | None = None
+    samples: SampleFolder | None = None
     started_at: float = field(default_factory=time.monotonic)
     draining: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while the model is being changed
@@ -70,7 +72,8 @@ class Service:
         max_bytes = max(settings.max_queue_bytes, settings.max_body_bytes)
         held = HeldBodies(max_bytes, lambda: service.engine.estimated_wait_seconds())
         limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images, held)
-        service = cls(settings, engine.classifier, engine, metrics, limits, keys, board=board)
+        samples = SampleFolder(settings, metrics) if settings.sample_dir else None
+        service = cls(settings, engine.classifier, engine, metrics, limits, keys, board=board, samples=samples)
         service._describe()
         return service
 
@@ -100,6 +103,11 @@ class Service:
 
     def render_metrics(self) -> bytes:
         """The text exposition of this worker and all others."""
+        self.metrics.drift_psi.clear()
+        self.metrics.drift_limit.clear()
+        for feature, drift in (self.classifier.drift() or {}).items():
+            self.metrics.drift_psi.labels(feature).set(drift.psi)
+            self.metrics.drift_limit.labels(feature).set(drift.limit)
         own = self.metrics.render()
         notes = [note.partition(b"\n")[2] for _, note in self._notes()]
         return merge([own, *notes]) if notes else own
@@ -136,7 +144,7 @@ class Service:
             outcomes = await self._run(images, receive, timeout_seconds, explainer)
         else:
             outcomes = await self._recall_or_run(self.cache, images, receive, timeout_seconds)
-        self.observe(outcomes)
+        self.observe(images, outcomes)
         return outcomes
 
     async def _recall_or_run(
@@ -167,14 +175,16 @@ class Service:
             watch.end()
         return outcomes
 
-    def observe(self, outcomes: Sequence[Outcome]) -> None:
+    def observe(self, images: Sequence[Source], outcomes: Sequence[Outcome]) -> None:
         """Counts what was answered."""
-        for outcome in outcomes:
+        for image, outcome in zip(images, outcomes, strict=True):
             if isinstance(outcome, Answer):
                 best = int(outcome.probabilities.argmax())
                 label = outcome.classifier.spec.labels[best] if best < MAX_LABELS else OTHER_LABEL
                 self.metrics.prediction(label).inc()
                 self.metrics.top_probability.observe(float(outcome.probabilities[best]))
+                if self.samples is not None:
+                    self.samples.offer(image, outcome.probabilities, outcome.classifier.spec)
 
     def _describe(self) -> None:
         """Makes the cache of the model's answers, and fills the metrics that name it and that read the service's state."""
@@ -199,7 +209,9 @@ def load_engine(settings: Settings, metrics: Metrics, asked: ModelChange, abando
     path = settings.model.parent / asked.path if asked.path else settings.model
     threads = max(1, (settings.threads or usable_threads()) // settings.workers)
     sha256 = asked.sha256 or settings.model_sha256
-    classifier = Classifier.load(path, device=settings.device, threads_alone=threads, sha256=sha256, abandon=abandon)
+    classifier = Classifier.load(
+        path, device=settings.device, threads_alone=threads, sha256=sha256, abandon=abandon, drift_window=settings.drift_window
+    )
     return Engine(
         classifier,
         metrics,

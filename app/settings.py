@@ -65,6 +65,14 @@ class Settings(BaseSettings):
     )
     tls_cert_file: Path | None = Field(default=None, description="certificate chain in PEM; none = plain HTTP")
     tls_key_file: Path | None = Field(default=None, description="its private key in PEM, without a password")
+    drift_window: int = Field(
+        default=2000, ge=0, description="last images that are compared with those of validation, to notice drift; 0 = none"
+    )
+    sample_dir: Path | None = Field(default=None, description="folder that keeps images for labelling; none = none kept")
+    sample_below: float = Field(default=0, ge=0, le=1, description="kept: not accepted, or with a lower top probability")
+    sample_share: float = Field(default=0, ge=0, le=1, description="kept as well: this share of the others, at random")
+    sample_per_minute: float = Field(default=60, gt=0, description="images kept at most")
+    sample_max_bytes: int = Field(default=2**30, ge=1, description="bytes that the folder may hold")
     cors_origins: tuple[str, ...] = Field(default=(), description='JSON list of browser origins let in, or ["*"]')
     playground: bool = Field(default=True, description="the page at / for people with a browser")
     docs: bool = Field(default=True, description="the interface's description at /docs and /openapi.json")

@@ -41,6 +41,7 @@ class _Exchange:
     scope: Scope
     trace: RequestTrace
     top_k: int
+    image: bytes
     error: Exception = field(default_factory=ClientDisconnect)  # why it was cancelled
     future: asyncio.Future[Answer] | None = None
     timer: asyncio.TimerHandle | None = None
@@ -149,7 +150,7 @@ class PredictProtocol(Connection):
         scope |= {"method": "POST", "path": PATH}
         trace = self._access.begin(scope)
         trace.route = PATH
-        self._exchange = self.cycle = exchange = _Exchange(scope, trace, top_k)  # type: ignore[assignment]
+        self._exchange = self.cycle = exchange = _Exchange(scope, trace, top_k, image)  # type: ignore[assignment]
         try:
             check_key(scope, self._service)
             self._service.limits.held.hold(scope, len(image))
@@ -187,7 +188,7 @@ class PredictProtocol(Connection):
         try:
             if isinstance(outcome, BaseException):
                 raise outcome
-            self._service.observe([outcome])
+            self._service.observe([exchange.image], [outcome])
             body = predict_answer(outcome, exchange.top_k, exchange.trace)
             return 200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body
         except ConvServeError as error:

@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ SPEC_KEY = "convserve.spec"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[int, Field(ge=0, le=255)]
+Feature = Literal["predicted_class", "top_probability", "brightness", "contrast", "aspect", "size"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 class Frozen(BaseModel):
@@ -128,6 +130,28 @@ class Golden(Frozen):
         return base64.b64decode(self.image, validate=True)
 
 
+class Histogram(Frozen):
+    """How many images fell into each bin."""
+
+    edges: tuple[float, ...] = Field(
+        min_length=1, description="the upper ends of all bins but the last, which are part of them"
+    )
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+
+    @model_validator(mode="after")
+    def _bins_and_edges_agree(self) -> Self:
+        if sorted(set(self.edges)) != list(self.edges) or len(self.counts) != len(self.edges) + 1 or not any(self.counts):
+            raise ValueError("edges must rise, and there must be a count for each bin, one more than edges, and some image")
+        return self
+
+
+class Reference(Frozen):
+    """What live traffic is compared with: images, as `app.drift.measure` sees them."""
+
+    data: str
+    histograms: dict[Feature, Histogram] = Field(min_length=len(FEATURES))
+
+
 class ModelSpec(Frozen):
     """All that a server, a client or a person needs to know of the model beside its weights."""
 
@@ -141,6 +165,7 @@ class ModelSpec(Frozen):
     temperature: float = Field(default=1.0, gt=0, description="divides the logits inside the graph")
     accept: AcceptRule | None = None
     figures: tuple[Figures, ...] = ()
+    reference: Reference | None = None
     provenance: Provenance
     goldens: tuple[Golden, ...] = Field(min_length=1, max_length=3)
 

@@ -28,6 +28,7 @@ from training.graph import ServedNetwork, check_parity, export_graph
 from training.model_file import make_goldens, write_model
 from training.pixels import Samples, decode_files
 from training.provenance import provenance
+from training.reference import describe
 
 INPUT = InputSpec(height=224, width=224, channels=3, resize="crop", crop_fraction=0.875, filter="bicubic")
 # ImageNet calls two things crane and two maillot; Cardigan and cardigan differ by their first letter alone.
@@ -113,7 +114,9 @@ def _finish(source: Path, out: Path, samples: Samples, data: str) -> None:
     by = "python -m benchmarks.imagenet, through app.classifier on the CPU"
     figures = measured.as_figures().model_copy(update={"measured_by": by})
     with unfinished_beside(out) as unfinished:
-        spec = classifier.spec.model_copy(update={"accept": rule, "figures": (figures,)})
+        spec = classifier.spec.model_copy(
+            update={"accept": rule, "figures": (figures,), "reference": describe(data, samples, probabilities)}
+        )
         write_model(onnx.load(source), spec, unfinished, threads=1)
         unfinished.replace(out)
     if rule is not None:

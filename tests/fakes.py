@@ -20,6 +20,7 @@ class FakeClassifier(Classifier):
     def __init__(self, *, spec: ModelSpec | None = None, seconds_per_image: float = 0.0) -> None:
         self.spec = spec or colour_spec()
         self.sha256 = "0" * 64
+        self.window = None
         self.seconds_per_image = seconds_per_image
         self.poison: dict[int, BaseException] = {}  # first red to what is raised
         self.gate = threading.Event()  # closed: calls wait

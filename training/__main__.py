@@ -53,6 +53,13 @@ Makes a model file of an ONNX classifier of any framework (docs/adopt.md). What 
 
 example: python -m training adopt lenet.onnx --labels digits.txt --images some --input-range 0 1 --out models/lenet.onnx"""
 
+REFERENCE = """\
+Answers one part of the data set and puts into the model file what its images are like, so that a service can notice when
+others come (docs/drift.md). The file proves itself anew before it is replaced.
+"""
+LABEL = """\
+Makes a page with the images that a service kept because it was not sure of them, to label in a browser (docs/flywheel.md).
+"""
 QUANTIZE = """\
 Makes a model file that computes in 8-bit integers, from a few training images of DATA without their labels. It is kept
 only if it is as right on the validation images, within the gate, and measurably faster on this machine.
@@ -85,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m training", description=DESCRIPTION, formatter_class=plain)
-    commands = parser.add_subparsers(required=True, metavar="audit | train | evaluate | adopt | quantize")
+    commands = parser.add_subparsers(required=True, metavar="audit | train | evaluate | adopt | quantize | reference | label")
 
     def add(run: Callable[[argparse.Namespace], int], help_: str, description: str) -> argparse.ArgumentParser:
         name = run.__name__.strip("_")
@@ -120,10 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--mlflow", action="store_true", help="log the run to MLflow, where MLFLOW_TRACKING_URI says")
     train.add_argument("--fresh", action="store_true", help="start over, even where a training was interrupted")
     measure = add(_evaluate, "measure a model file", EVALUATE)
-    measure.add_argument("model", type=Path, metavar="MODEL", help="the model file (.onnx)")
-    measure.add_argument("data", type=Path, metavar="DATA", help=DATA)
-    parts = ("train", "validation", "test", "all")
-    measure.add_argument("--split", choices=parts, default="test", help="which images of DATA (default: test)")
+    refer = add(_reference, "let a model file notice drift (docs/drift.md)", REFERENCE)
+    for command, part in ((measure, "test"), (refer, "validation")):
+        command.add_argument("model", type=Path, metavar="MODEL", help="the model file (.onnx)")
+        command.add_argument("data", type=Path, metavar="DATA", help=DATA)
+        parts = ("train", "validation", "test", "all")
+        command.add_argument("--split", choices=parts, default=part, help=f"which images of DATA (default: {part})")
     measure.add_argument("--json", metavar="FILE", help="write the figures as JSON too; - writes only them, to stdout")
     for command in (train, measure):
         command.add_argument("--other", type=Path, metavar="DATA", help="images of other things: how well are they told apart")
@@ -141,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     adopt.add_argument("--resize", choices=("stretch", "crop", "pad", "ink"), default="stretch", help="(default: stretch)")
     adopt.add_argument("--crop", type=float, metavar="SHARE", help="resize by crop, keeping this share (224 of 256: 0.875)")
     adopt.add_argument("--filter", choices=("bilinear", "bicubic", "lanczos", "box"), default="bilinear", help="(bilinear)")
+    label = add(_label, "make a page to label images on (docs/flywheel.md)", LABEL)
+    label.add_argument("folder", type=Path, metavar="FOLDER", help="images in folders: by label, and unsure for none")
     shrink = add(_quantize, "make an int8 model file, if that is worth it", QUANTIZE)
     shrink.add_argument("model", type=Path, metavar="MODEL", help="the fp32 model file (.onnx)")
     shrink.add_argument("data", type=Path, metavar="DATA", help="the folder it was trained on")
@@ -226,6 +237,20 @@ def _quantize(options: argparse.Namespace) -> int:
     if options.json:
         _write(Path(options.json), verdict.as_json())
     return 0 if verdict.kept else 1
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from training.reference import add_reference
+
+    print(add_reference(options.model, options.data, options.split))
+    return 0
+
+
+def _label(options: argparse.Namespace) -> int:
+    from training.labelling import write_page
+
+    print(write_page(options.folder))
+    return 0
 
 
 def _write(path: Path, text: str) -> None:

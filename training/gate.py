@@ -22,6 +22,7 @@ from training.files import unfinished_beside
 from training.model_file import make_goldens, write_model
 from training.pixels import Samples
 from training.quantize import quantize_graph
+from training.reference import describe
 from training.report import write_report
 from training.run_report import RunReport
 
@@ -175,7 +176,11 @@ def quantize_samples(
             rows = "; ".join(f"{name} {value}" for name, value in verdict.rows())
             against = f"against fp32, on {data} and the machine that made it: {rows}"
             notes = "; ".join(filter(None, [spec.provenance.note, made, against]))
-            own = {"figures": (measured.as_figures(),), "provenance": spec.provenance.model_copy(update={"note": notes})}
+            own = {
+                "figures": (measured.as_figures(),),
+                "reference": describe(data, validation, measured.probabilities),
+                "provenance": spec.provenance.model_copy(update={"note": notes}),
+            }
             after = write_model(graph, after.spec.model_copy(update=own), unfinished, threads=threads)
             unfinished.replace(out)
             measured = replace(measured, spec=after.spec, sha256=after.sha256)

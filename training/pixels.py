@@ -50,6 +50,7 @@ class Samples:
     paths: tuple[Path, ...]
     digest: str  # sha256 over the sorted (label, sha256 of file) pairs
     skipped: tuple[Skipped, ...]
+    sizes: tuple[tuple[int, int], ...] = ()  # width, height of each as decoded
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,6 +87,7 @@ def stack(images: Sequence[Reading], labels: Sequence[str], skipped: tuple[Skipp
         paths=tuple(one.file.path for one in images),
         digest=digest_of((one.file.label, one.sha256) for one in images),
         skipped=skipped,
+        sizes=tuple(one.size for one in images),
     )
 
 

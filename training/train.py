@@ -36,6 +36,7 @@ from training.networks import count_parameters
 from training.progress import say
 from training.provenance import provenance
 from training.recipes import Recipe
+from training.reference import describe
 from training.report import write_report
 from training.run_report import RunReport
 from training.track import Tracker
@@ -164,7 +165,8 @@ def _finish(
     accept = choose_threshold(parts[0].probabilities, truth, precision=precision, chosen_on=parts[0].data)
     if accept is None:
         say(f"no accept threshold: none is right {precision:.1%} of the time on validation")
-    done = write(accept=accept, figures=tuple(part.as_figures() for part in parts))
+    reference = describe(parts[0].data, data.validation, parts[0].probabilities)
+    done = write(accept=accept, figures=tuple(part.as_figures() for part in parts), reference=reference)
     return [replace(part, spec=done.spec, sha256=done.sha256) for part in parts]
 
 

@@ -120,7 +120,7 @@ def folder(tmp_path: Path, colours: Path, other: Path) -> Path:
     return tmp_path
 
 
-def serve_folder(folder: Path, **settings: object) -> AbstractContextManager[ServiceProcess]:
+def serve_folder(folder: Path, **settings: Any) -> AbstractContextManager[ServiceProcess]:
     return serve(model=folder / "model.onnx", api_keys_file=folder / "keys", admin_keys='["ops"]', **settings)
 
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.errors import ModelError
-from app.spec import SPEC_KEY, Golden, InputSpec, ModelSpec
+from app.spec import FEATURES, SPEC_KEY, Golden, InputSpec, ModelSpec
 from tests.models import colour_probabilities, colour_spec, png
 from tests.service import ROOT
 
@@ -130,3 +130,28 @@ def test_the_published_schema_is_that_of_the_code() -> None:
     written = json.loads((ROOT / "docs" / "model-file.schema.json").read_text(encoding="utf-8"))
     now = json.dumps(ModelSpec.model_json_schema(), indent=1, ensure_ascii=False)
     assert written == json.loads(now), f"write docs/model-file.schema.json anew:\n{now}"
+
+
+def reference(**changes: object) -> dict[str, object]:
+    histograms: dict[str, object] = {name: {"edges": [1.0, 2.0], "counts": [1, 2, 3]} for name in FEATURES}
+    return {"reference": {"data": "x", "histograms": histograms | changes}}
+
+
+def test_a_reference_survives_its_metadata() -> None:
+    spec = colour_spec(**reference())
+    assert ModelSpec.from_metadata(spec.to_metadata()) == spec
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": {"edges": [2.0, 1.0], "counts": [1, 2, 3]}},
+        {"size": {"edges": [1.0, 2.0], "counts": [1, 2]}},
+        {"size": {"edges": [1.0, 2.0], "counts": [0, 0, 0]}},
+        {"size": {"edges": [1.0, 2.0], "counts": [1, -1, 0]}},
+        {"smell": {"edges": [1.0, 2.0], "counts": [1, 2, 3]}},
+    ],
+)
+def test_a_reference_that_cannot_be_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=r"reference\.histograms"):
+        ModelSpec.from_metadata(changed_metadata(**reference(**changes)))

@@ -22,6 +22,7 @@ MEMORY = 'process_resident_memory_bytes{job="convserve",instance="a"}'
 MODEL = 'convserve_model_info{{job="convserve",instance="{}",sha256="{}"}}'
 REFUSED_MODEL = 'convserve_model_loads_total{job="convserve",instance="a",outcome="refused"}'
 DRIFT = 'convserve_drift_psi{job="convserve",instance="a",feature="brightness"}'
+DRIFT_LIMIT = 'convserve_drift_limit{job="convserve",instance="a",feature="brightness"}'
 HOURS = 7
 
 HEALTHY = {  # series to its samples, one a minute
@@ -37,6 +38,8 @@ HEALTHY = {  # series to its samples, one a minute
     MODEL.format("a", 1): "1x480",
     MODEL.format("b", 1): "1x480",
     REFUSED_MODEL: "2x480",
+    DRIFT: "0.08x480",
+    DRIFT_LIMIT: "0.1x480",
 }
 CASES: dict[str, tuple[dict[str, str], set[str]]] = {  # what is changed, what fires
     "all is well": ({}, set()),
@@ -53,8 +56,9 @@ CASES: dict[str, tuple[dict[str, str], set[str]]] = {  # what is changed, what f
     "memory is nearly used up": ({MEMORY: "2000000000x480"}, {"ConvServeMemoryHigh"}),
     "two models serve": ({MODEL.format("b", 1): "_x480", MODEL.format("b", 2): "1x480"}, {"ConvServeModelsDiffer"}),
     "a model is refused": ({REFUSED_MODEL: "0x400 1x80"}, {"ConvServeModelRefused"}),
-    "brightness has drifted": ({DRIFT: "0.4x480"}, {"ConvServeDrift"}),
-    "brightness has not drifted": ({DRIFT: "0.1x480"}, set()),
+    "brightness has drifted": ({DRIFT: "0.2x480"}, {"ConvServeDrift"}),
+    "brightness differs as few images may": ({DRIFT: "0.2x480", DRIFT_LIMIT: "0.3x480"}, set()),
+    "brightness was another for half an hour": ({DRIFT: "0.08x389 0.2x90"}, set()),
 }
 
 

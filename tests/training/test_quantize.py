@@ -269,7 +269,8 @@ def test_a_model_is_as_fast_as_itself(stripes_file: Path) -> None:
 
 def samples_of(n: int) -> Samples:
     pixels, classes = draw_images(n, seed=12)
-    return Samples(pixels, classes, tuple(Path(f"{number}.png") for number in range(n)), "0", ())
+    paths = tuple(Path(f"{number}.png") for number in range(n))
+    return Samples(pixels, classes, paths, "0", (), sizes=((pixels.shape[2], pixels.shape[1]),) * n)
 
 
 def test_only_a_kept_model_is_written_and_it_proves_itself(stripes_file: Path) -> None:
@@ -280,6 +281,8 @@ def test_only_a_kept_model_is_written_and_it_proves_itself(stripes_file: Path) -
         spec = Classifier.load(out).spec
         assert spec.figures[0].accuracy == verdict.accuracy_after
         assert "int8" in spec.provenance.note
+        assert spec.reference is not None
+        assert sum(spec.reference.histograms["brightness"].counts) == 100
         assert f"agreement {verdict.agreement:.2%} of 100 images" in spec.provenance.note
         page = out.with_suffix(".html").read_text(encoding="utf-8")
         assert all(text in page for _, text in verdict.rows())
