@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.bench import Run, closed_loop, find_rate, open_loop
+from tests.app.test_keys import line
 from tests.models import png, write_colour_model
 from tests.service import run_app, serve
 
@@ -80,7 +81,7 @@ def test_a_folder_without_images_is_told_in_one_sentence(tmp_path: Path) -> None
 
 
 def test_images_that_are_all_refused_are_told_by_their_status(tmp_path: Path, pictures: Path) -> None:
-    (tmp_path / "keys").write_text("secret\n")
+    (tmp_path / "keys").write_text(line("shop", "secret"))
     with serve(model=write_colour_model(tmp_path / "model.onnx"), api_keys_file=tmp_path / "keys") as process:
         ended = run_app("bench", process.url, "--images", str(pictures), *QUICK)
         assert " × 401" in ended.stdout
