@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, FilePayload, Page, Playwright, expect, sync_playwright
 
 from app.pages import FILES
+from tests.app.test_keys import line
 from tests.models import png
 from tests.service import ROOT, ServiceProcess, assert_problem, serve
 
@@ -254,7 +255,7 @@ def test_an_error_is_told_as_a_sentence_and_the_next_image_is_answered(browser: 
 @needs_chromium
 def test_a_service_with_keys_asks_for_one(browser: Browser, colours: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(KEY, encoding="utf-8")
+    keys.write_text(line("page", KEY), encoding="utf-8")
     with serve(model=colours, api_keys_file=keys, drain_seconds=0) as service:  # noqa: SIM117
         with opened(browser, service.url, refused=True) as page:
             expect(page.locator("#problem-title")).to_have_text("This service asks for a key")
