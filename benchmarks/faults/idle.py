@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from contextlib import ExitStack
 
 from benchmarks.faults.shared import (
     SkippedError,
@@ -27,17 +28,16 @@ def run(*, short: bool) -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, n + 200), hard))  # the service inherits it
     try:
-        with service() as process:
+        with service() as process, ExitStack() as stack:
             alone = load(process, 200, 1 if short else 5)
             before = status_of(process.pid, "VmRSS")
-            idle = [connect(process) for _ in range(n)]
+            for _ in range(n):
+                stack.enter_context(connect(process))
             seconds_until(lambda: descriptors(process.pid) > n, 10)
             answered = expect_all_answered(load(process, 200, 1 if short else 10))
             each = (status_of(process.pid, "VmRSS") - before) / n / 1000
             process.send(signal.SIGTERM)
             ended = seconds_to_end(process)
-            for one in idle:
-                one.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     p99 = alone.quantile_ms(0.99)

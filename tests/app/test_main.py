@@ -80,7 +80,7 @@ def test_help_names_every_setting() -> None:
 
 
 def test_serving_can_be_asked_for_by_name(tmp_path: Path) -> None:
-    ended = run_app("serve", model=tmp_path / "none.onnx")
+    ended = run_app("serve", model=tmp_path / "none.onnx", port=0)
     assert (ended.returncode, ended.stderr) == (1, f"convserve: model file {tmp_path / 'none.onnx'} does not exist\n")
 
 
