@@ -41,7 +41,6 @@ class Service:
     """One model, its engine and its bounds. `draining` turns `/readyz` red while requests are still served."""
 
     settings: Settings
-    classifier: Classifier
     engine: Engine
     metrics: Metrics
     limits: BodyLimits
@@ -73,16 +72,24 @@ class Service:
         held = HeldBodies(max_bytes, lambda: service.engine.estimated_wait_seconds())
         limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_ms / 1000, max_images, held)
         samples = SampleFolder(settings, metrics) if settings.sample_dir else None
-        service = cls(settings, engine.classifier, engine, metrics, limits, keys, board=board, samples=samples)
+        service = cls(settings, engine, metrics, limits, keys, board=board, samples=samples)
         service._describe()
+        metrics.queue_depth.set_function(lambda: service.engine.queue_depth)
+        metrics.estimated_wait_seconds.set_function(lambda: service.engine.estimated_wait_seconds())
+        metrics.ready.set_function(lambda: float(service._own_is_live and not service.draining))
         return service
 
     async def serve(self, engine: Engine) -> None:
         """Answers by another engine and its model from now on; the images accepted before get the answers of the one before."""
         await engine.start()
-        before, self.engine, self.classifier = self.engine, engine, engine.classifier  # no request comes between
+        before, self.engine = self.engine, engine  # no request comes between this and its cache
         self._describe()
         await before.close()
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model that answers from now on; an Answer names the one that made it."""
+        return self.engine.classifier
 
     @property
     def status(self) -> Literal["ok", "draining", "stalled"]:
@@ -187,14 +194,11 @@ class Service:
                     self.samples.offer(image, outcome.probabilities, outcome.classifier.spec)
 
     def _describe(self) -> None:
-        """Makes the cache of the model's answers, and fills the metrics that name it and that read the service's state."""
+        """Makes the cache of the model's answers, and fills the metric that names it."""
         self.cache = AnswerCache(self.settings.cache_bytes, self.metrics) if self.settings.cache_bytes else None
         spec = self.classifier.spec
         self.metrics.model_info.clear()
         self.metrics.model_info.labels(spec.name, spec.version, self.classifier.sha256, self.classifier.provider).set(1)
-        self.metrics.queue_depth.set_function(lambda: self.engine.queue_depth)
-        self.metrics.estimated_wait_seconds.set_function(lambda: self.engine.estimated_wait_seconds())
-        self.metrics.ready.set_function(lambda: float(self._own_is_live and not self.draining))
 
 
 def _abandon() -> None:

@@ -119,7 +119,7 @@ async def classify_each(classifier: FakeClassifier) -> Metrics:
     metrics = Metrics()
     engine = Engine(classifier, metrics, threads=1)
     settings = Settings(model=Path("none"))
-    service = Service(settings, classifier, engine, metrics, BodyLimits(1, 1, 1), keys=None)
+    service = Service(settings, engine, metrics, BodyLimits(1, 1, 1), keys=None)
     await engine.start()
     images = [png((number, 0, 0)) for number in range(len(classifier.spec.labels))]
     await service.classify(images, never_leaves, 30)

@@ -149,7 +149,7 @@ def test_a_worker_that_hangs_turns_the_probes_of_all_red() -> None:
     metrics, classifier = Metrics(), FakeClassifier()
     engine = Engine(classifier, metrics, threads=1)
     settings = Settings(model=Path("none"), stall_seconds=5)
-    service = Service(settings, classifier, engine, metrics, BodyLimits(1, 1, 1), keys=None, board=board)
+    service = Service(settings, engine, metrics, BodyLimits(1, 1, 1), keys=None, board=board)
 
     async def statuses() -> list[str]:
         await engine.start()
