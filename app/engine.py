@@ -96,7 +96,7 @@ class Engine:
         self.classifier = classifier
         self._batch_size = metrics.batch_size
         self._outcomes = {outcome: metrics.images.labels(outcome) for outcome in OUTCOMES}
-        self._stages = [metrics.tally(metrics.stage_seconds.labels(stage)) for stage in ("decode", "queue", "infer")]
+        self._stages = metrics.stages
         self._max_batch_size = max_batch_size
         self._max_wait_seconds = max_wait_seconds
         self._max_queue_size = max_queue_size

@@ -1,5 +1,6 @@
 """What Prometheus scrapes, in a registry of its own so that several services can live in one process."""
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
@@ -34,6 +35,7 @@ class Tally:
         self._histogram = histogram
         self._bounds = np.array(histogram._upper_bounds)
         self._values: list[float] = []
+        self._flushing = threading.Lock()
 
     def observe(self, value: float) -> None:
         """As the histogram's, but that `flush` counts it."""
@@ -43,8 +45,9 @@ class Tally:
 
     def flush(self) -> None:
         """Counts what was observed; from any thread."""
-        values = self._values[:]
-        del self._values[: len(values)]
+        with self._flushing:  # two at once would take the same values
+            values = self._values[:]
+            del self._values[: len(values)]
         buckets = np.bincount(self._bounds.searchsorted(values), minlength=len(self._bounds))
         for bucket, count in zip(self._histogram._buckets, buckets.tolist(), strict=False):  # NaN is in none
             bucket.inc(count)
@@ -71,13 +74,14 @@ class Metrics:
             buckets=REQUEST_BUCKETS,
             registry=registry,
         )
-        self.stage_seconds = Histogram(
+        stage_seconds = Histogram(
             "convserve_stage_seconds",
             "One image's time in a stage: decode (and fit), queue, infer (its batch).",
             ["stage"],
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
+        self.stages = [self.tally(stage_seconds.labels(stage)) for stage in ("decode", "queue", "infer")]
         self.batch_size = self.tally(
             Histogram("convserve_batch_size", "Images run together.", buckets=BATCH_BUCKETS, registry=registry)
         )
