@@ -6,7 +6,7 @@ end. Only what does not come in one piece runs a timer.
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -85,9 +85,12 @@ class Connection(HttpToolsProtocol):
         reason, response = problem_response(error, request_id, "")
         self._service.metrics.rejected.labels(reason).inc()
         more = [(b"x-request-id", request_id.encode()), (b"connection", b"close"), *DEFAULT_HEADERS]
-        head = b"".join(b"%b: %b\r\n" % one for one in [*response.raw_headers, *more])
-        self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
+        self._write(response.status_code, [*response.raw_headers, *more], bytes(response.body))
         self.transport.close()
+
+    def _write(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join((STATUS_LINE[status], *lines, b"\r\n", body)))
 
     def _arm(self, seconds: float, end: Callable[[], None]) -> None:
         self._disarm()

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.access import CLIENT_CLOSED_REQUEST, DEFAULT_HEADERS, Access, RequestTrace, check_key, refuse
 from app.answers import DEFAULT_TOP_K, predict_answer
@@ -176,8 +175,7 @@ class PredictProtocol(Connection):
         else:
             trace.status, headers, body = self._answer(exchange, outcome)
             head = (*self.server_state.default_headers, *headers, *DEFAULT_HEADERS, *self._access.headers(trace))
-            lines = [b"%b: %b\r\n" % header for header in head]
-            self.transport.write(b"".join((STATUS_LINE[trace.status], *lines, b"\r\n", body)))
+            self._write(trace.status, head, body)
         self._access.end(exchange.scope, trace)
         if not exchange.keep_alive:
             self.transport.close()
