@@ -111,6 +111,13 @@ class HttpTarget:
                 else:
                     writer.close()
 
+    async def close(self) -> None:
+        """Hangs up the connections that are kept."""
+        for _, writer in self._idle:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for _, writer in self._idle), return_exceptions=True)
+        self._idle.clear()
+
 
 async def closed_loop(send: Send, images: Sequence[bytes], clients: int, seconds: float) -> Run:
     """Each of `clients` sends its next image when it has the answer to its last."""

@@ -28,7 +28,7 @@ from PIL import Image
 from app.bench import HttpTarget, Run, closed_loop, open_loop
 from app.classifier import Classifier
 from app.image import decode, fit
-from benchmarks.faults.shared import hang_up, status_of
+from benchmarks.faults.shared import status_of
 from benchmarks.machine import processor
 from tests.images import raw_png
 from tests.service import ROOT, ServiceProcess, free_ports, serve
@@ -177,7 +177,7 @@ async def soak(process: ServiceProcess, sender: Sender, seconds: float) -> dict[
         slices.append(_figures(run, time.monotonic() - begun))
         print("  ".join(f"{name} {value:g}" for name, value in slices[-1].items()), dict(sender.wrong) or "", flush=True)
     watching.cancel()
-    await hang_up(sender.target)
+    await sender.target.close()
     return {"capacity": round(capacity, 1), "slices": slices, "samples": samples}
 
 

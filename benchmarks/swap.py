@@ -25,6 +25,7 @@ import onnx
 
 from app.bench import HttpTarget
 from app.spec import SPEC_KEY
+from benchmarks.faults.shared import status_of
 from benchmarks.machine import processor
 from tests.service import ServiceProcess, serve
 
@@ -67,12 +68,6 @@ async def change(target: HttpTarget, file: Path) -> tuple[float, float]:
     return begun, time.perf_counter()
 
 
-def resident_mb(process: ServiceProcess) -> float:
-    """Of the service, as Linux tells it."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
 def row(title: str, asked: list[Asked], seconds: float, memory: float) -> str:
     milliseconds = [1000 * (one.ended - one.begun) for one in asked]
     quantiles = statistics.quantiles(milliseconds, n=100)
@@ -103,11 +98,12 @@ async def measure(process: ServiceProcess, files: list[Path], options: argparse.
     print("|---|---|---|---|---|---|---|---|---|")
     for title, changes in (("no change", 0), (f"{options.changes} changes", options.changes), ("no change", 0)):
         asked, spans, seconds = await loop(options.seconds, changes)
-        print(row(title, asked, seconds, resident_mb(process)), flush=True)
+        memory = status_of(process.pid, "VmRSS") / 2**20
+        print(row(title, asked, seconds, memory), flush=True)
         if spans:
             during = [one for one in asked if any(one.begun < end and one.ended > begin for begin, end in spans)]
             taken = [end - begin for begin, end in spans]
-            print(row("of them meanwhile", during, sum(taken), resident_mb(process)), flush=True)
+            print(row("of them meanwhile", during, sum(taken), memory), flush=True)
             note = f"\nA change took {min(taken):.2f} to {max(taken):.2f} s from asking to answer, under that load."
     print(note)
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.faults.shared import descriptors
 from tests.fuzz.__main__ import mutate
 from tests.fuzz.targets import CONTENT_TYPES, seeds
 from tests.service import ROOT, serve
@@ -132,7 +133,7 @@ def main() -> int:
         for mark in range(steps, options.requests + 1, steps):
             while (done := sum(one.done for one in clients)) < mark and any(one.is_alive() for one in clients):
                 time.sleep(0.1)
-            files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+            files = descriptors(process.pid)
             bad = sum(one.outcomes["500"] + one.outcomes[HANG] for one in clients)
             shown = f"{done:8,}  {time.monotonic() - begun:7.0f}  {resident_megabytes(process.pid):11.1f}  {files:10}  {bad:12}"
             print(shown, flush=True)

@@ -45,17 +45,10 @@ def load(process: ServiceProcess, rate: float, seconds: float, images: Sequence[
 
     async def send() -> Run:
         run = await open_loop(target, images, rate, seconds)
-        await hang_up(target)
+        await target.close()
         return run
 
     return asyncio.run(send())
-
-
-async def hang_up(target: HttpTarget) -> None:
-    """Closes the connections that are kept."""
-    for _, writer in target._idle:
-        writer.close()
-    await asyncio.sleep(0.01)
 
 
 def expect_all_answered(run: Run) -> str:

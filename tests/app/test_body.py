@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from benchmarks.faults.shared import status_of
 from tests.conftest import BODY_TIMEOUT_MS, MAX_BODY_BYTES, MAX_IMAGES_PER_REQUEST
 from tests.models import png
 from tests.service import ServiceProcess, assert_problem, serve
@@ -146,21 +147,16 @@ def test_a_promise_of_too_many_bytes_is_refused_before_they_are_sent(service: Se
     connection.close()
 
 
-def resident_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_300_megabytes_are_refused_while_they_come_and_never_held(service: ServiceProcess) -> None:
     connection = service.connection()
     connection.putrequest("POST", "/predict")
     connection.putheader("Transfer-Encoding", "chunked")
     connection.endheaders()
-    before, peak = resident_bytes(service.pid), 0
+    before, peak = status_of(service.pid, "VmRSS"), 0
     for _ in range(300):
         connection.send(b"100000\r\n" + MEBIBYTE + b"\r\n")
-        peak = max(peak, resident_bytes(service.pid))
+        peak = max(peak, status_of(service.pid, "VmRSS"))
     connection.send(b"0\r\n\r\n")
     assert drained(connection).status == 413
     assert peak - before < 2.5 * MAX_BODY_BYTES

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import pytest
 from app.errors import UndecodableImageError
 from app.image import decode, fit
 from app.spec import InputSpec
+from benchmarks.faults.shared import status_of
 from tests.hostile import files_in_pieces, largest_images, odd_metadata, polyglots
 from tests.images import raw_tiff
 from tests.models import png
@@ -100,12 +100,6 @@ def test_a_picture_that_is_something_else_too_or_lies_about_itself_is_a_picture(
     assert answer.json()["predictions"][0]["label"] == "red"
 
 
-def peak_bytes(pid: int) -> int:
-    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return 1024 * int(found[1])
-
-
 def part(name: str, content: bytes) -> bytes:
     return f'--cut\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'.encode() + content + b"\r\n"
 
@@ -144,9 +138,9 @@ def test_a_body_of_any_form_takes_a_small_multiple_of_its_bytes(colours: Path) -
         client.post("/predict", content=RED)
         for kind, (path, headers, body) in largest_bodies(size).items():
             Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak starts anew
-            before = peak_bytes(process.pid)
+            before = status_of(process.pid, "VmHWM")
             status = client.post(path, headers=headers, content=body).status_code
-            factor = (peak_bytes(process.pid) - before) / size
+            factor = (status_of(process.pid, "VmHWM") - before) / size
             print(kind, status, round(factor, 1))
             assert status in (200, 400, 413, 415), kind
             assert factor < BYTES_PER_BODY_BYTE, kind
@@ -160,10 +154,10 @@ def test_a_service_under_the_worst_images_stays_within_the_formula(colours: Path
     ) as process:
         with process.client() as client:
             client.post("/predict", content=RED)
-            before = peak_bytes(process.pid)
+            before = status_of(process.pid, "VmHWM")
             with ThreadPoolExecutor(8) as pool:
                 statuses = set(pool.map(lambda _: client.post("/predict", content=image).status_code, range(24)))
         assert statuses <= {200, 503}
         assert 200 in statuses
         bound = threads * BYTES_PER_PIXEL * MAX_PIXELS + max_queue_bytes + BYTES_PER_BODY_BYTE * max_body_bytes
-        assert peak_bytes(process.pid) - before < bound
+        assert status_of(process.pid, "VmHWM") - before < bound
