@@ -59,10 +59,7 @@ def fit(shortcuts: bool, blocks: int, epochs: int, train: Batches, validation: B
     recipe = replace(
         RESIDUAL, network=network, optimizer="sgd", peak_learning_rate=0.1, label_smoothing=0, average_decay=0.9, epochs=epochs
     )
-    training, begun = (
-        Training(replace(recipe, augmentation=replace(recipe.augmentation, erase=0)), 10, seed=0),
-        time.monotonic(),
-    )
+    training, begun = Training(recipe, 10, seed=0), time.monotonic()
     with Progress(epochs, train.steps(recipe.batch_size)) as progress:
         while not training.is_over:
             training.run_epoch(train, validation, progress)

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -98,16 +99,16 @@ def test_trailers_without_end_are_refused(service: ServiceProcess) -> None:
 def test_a_head_that_comes_a_byte_at_a_time_is_cut_off_and_hinders_nobody(service: ServiceProcess) -> None:
     """Slow loris, 200 times."""
     begun = time.monotonic()
-    slow = [connect(service) for _ in range(200)]
-    for connection in slow:
-        connection.sendall(PLAIN[:-2] + b"X: ")
-    while time.monotonic() - begun < BODY_TIMEOUT_MS / 1000 * 0.8:
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(service)) for _ in range(200)]
         for connection in slow:
-            connection.sendall(b"y")
-        assert httpx.get(f"{service.url}/livez", trust_env=False).status_code == 200
-    for connection in slow:
-        assert_refusal(answer_to(connection), 408, "body_timeout")
-        connection.close()
+            connection.sendall(PLAIN[:-2] + b"X: ")
+        while time.monotonic() - begun < BODY_TIMEOUT_MS / 1000 * 0.8:
+            for connection in slow:
+                connection.sendall(b"y")
+            assert httpx.get(f"{service.url}/livez", trust_env=False).status_code == 200
+        for connection in slow:
+            assert_refusal(answer_to(connection), 408, "body_timeout")
     assert BODY_TIMEOUT_MS / 1000 - 0.1 < time.monotonic() - begun < BODY_TIMEOUT_MS / 1000 + 5
 
 
