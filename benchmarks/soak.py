@@ -227,7 +227,8 @@ def run(model: Path, minutes: float, out: Path) -> dict[str, Any]:
     with serve(model=model, port=port, log_level="error", drain_seconds=0) as process:
         sender = Sender(HttpTarget(process.url), asks, alone)
         measured = asyncio.run(soak(process, sender, 60 * minutes))
-        threads = process.client().get("/health").json()["threads"]
+        with process.client() as client:
+            threads = client.get("/health").json()["threads"]
     rate, low, high = slope(measured["samples"])
     told = {
         "date": datetime.now(UTC).date().isoformat(),
