@@ -16,6 +16,7 @@ import pytest
 
 from app import __version__
 from app.settings import PREFIX, Settings
+from tests.app.test_service import wait_until_busy
 from tests.models import colour_spec, png, write_colour_model
 from tests.service import PATIENCE_SECONDS, ServiceProcess, assert_problem, free_ports, run_app, serve
 
@@ -216,9 +217,9 @@ def test_a_request_in_flight_is_answered_before_a_quick_exit(
         ThreadPoolExecutor(1) as pool,
     ):
         with process.client() as client:
+            client.get("/health")  # which waits for FastAPI to be imported, and the image does not
             answer = pool.submit(client.post, "/predict", content=RED)
-            while not httpx.get(f"{process.url}/health", trust_env=False).json()["queue"]["in_progress"]:
-                pass
+            wait_until_busy(process, 1)
             begun = time.monotonic()
             for number in signals:
                 process.send(number)
