@@ -6,13 +6,14 @@ end. Only what does not come in one piece runs a timer.
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.access import DEFAULT_HEADERS
-from app.errors import BodyTimeoutError, ConvServeError, HeadTooLargeError, MalformedRequestError
+from app.errors import BodyTimeoutError, ConvServeError, HeadTooLargeError, MalformedRequestError, OverloadedError
 from app.problem import problem_response
 from app.service import Service
 
@@ -29,7 +30,6 @@ class Connection(HttpToolsProtocol):
     _in_head = False  # a head has begun and is not whole
     _bytes_beside_body = 0  # since the last head or piece of a body
     _timer: asyncio.TimerHandle | None = None
-    _error: ConvServeError = MalformedRequestError("what came is not an HTTP/1.1 request")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -59,11 +59,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
-            self._error = HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers")
-            raise self._error
+            raise HeadTooLargeError(f"the request has more than {MAX_HEADERS} headers")
         if len(self.pipeline) >= MAX_PIPELINED:
-            self._error = MalformedRequestError(f"more than {MAX_PIPELINED} requests were sent without reading an answer")
-            raise self._error
+            raise MalformedRequestError(f"more than {MAX_PIPELINED} requests were sent without reading an answer")
         self._in_head, self._bytes_beside_body = False, 0
         self._disarm()
         self._begin_request()
@@ -76,7 +74,10 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's signature)
-        self._refuse(self._error)
+        why = getattr(sys.exception(), "__context__", None)  # what a method here raised: the parser says only that one did
+        if isinstance(why, MemoryError):
+            why = OverloadedError("there is no memory left to read the request", retry_after_seconds=1)
+        self._refuse(why if isinstance(why, ConvServeError) else MalformedRequestError("what came is not an HTTP/1.1 request"))
 
     def _refuse(self, error: ConvServeError) -> None:
         if self.transport.is_closing():
