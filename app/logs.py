@@ -18,7 +18,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See the class."""
         line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -88,6 +88,7 @@ def configure_logging(level: str, form: Literal["json", "text"]) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     # What no line shows is not gathered. Source: Python's logging documentation, "Optimization".
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # uvicorn's word on each start-up step, and httpx's on each request, are ours already.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))

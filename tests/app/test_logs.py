@@ -19,7 +19,7 @@ def record(message: str, fields: dict[str, object] | None = None, **extra: objec
 def test_a_line_is_a_json_object_with_its_fields_on_top() -> None:
     line = json.loads(JsonFormatter().format(record("served", {"status": 200, "path": "/predict"})))
     assert line == {
-        "time": "1970-01-01T00:00:00.500+00:00",
+        "time": "1970-01-01T00:00:00.500000+00:00",
         "level": "info",
         "logger": "convserve.test",
         "message": "served",
