@@ -2,13 +2,14 @@
 
     python -m benchmarks.drift --mnist FOLDER --photos FOLDER --cifar FOLDER --imagenet FOLDER
 
-Digits: clean traffic is MNIST's test images, the reference that of the bundled file. Photographs: ImageNet's, half of them are
-the reference and the other half the traffic. Each run draws images with replacement and asks the service's own window every
-`STEP` images. Prints the tables of docs/drift.md.
+Digits: clean traffic is MNIST's test images, the reference that of the bundled file. Photographs: ImageNet's, with one of a
+class: both the reference and clean traffic are drawn from all of them. Each run draws images with replacement and asks the
+service's own window every `STEP` images. Prints the tables of docs/drift.md.
 """
 
 import argparse
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ MAX_IMAGES = 6000  # of a run
 RUNS = 100
 CLEAN_RUNS, CLEAN_IMAGES = 200, 20_000
 POOL = 1500  # different images of a kind
+REFERENCE = 1000  # photographs
 SIZE = Settings.model_fields["drift_window"].default
 RANDOM = np.random.default_rng(0)
 
@@ -75,16 +77,18 @@ def print_photographs(options: argparse.Namespace) -> None:
     classifier = Classifier.load(MODELS / "imagenet.onnx", device="cpu", threads=2)
     _, _, rest = read_photographs(options.imagenet)
     probabilities = np.concatenate([classifier(pixels[None]) for pixels in rest.pixels])
-    half = Samples(rest.pixels[::2], rest.classes[::2], rest.paths[::2], "", (), rest.sizes[::2])
-    reference = describe("every second photograph", half, probabilities[::2])
-    others = [path.read_bytes() for path in rest.paths[1::2]]
-    clean = features_of(classifier, others)
+    drawn = RANDOM.integers(len(rest), size=REFERENCE)
+    sizes, paths = (tuple(column[i] for i in drawn) for column in (rest.sizes, rest.paths))
+    seen = Samples(rest.pixels[drawn], rest.classes[drawn], paths, "", (), sizes)
+    reference = describe("photographs", seen, probabilities[drawn])
+    photographs = [path.read_bytes() for path in rest.paths]
+    clean = features_of(classifier, photographs)
     dogs = [one for one in clean if 151 <= one[0] <= 268]
     kinds = {
         "ants and bees": mixed(clean, features_of(classifier, draw(options.photos)), 1),
         "CIFAR-10": mixed(clean, features_of(classifier, draw(options.cifar, 300)), 1),
         "MNIST": mixed(clean, features_of(classifier, draw(options.mnist / "test", 300)), 1),
-        "half as bright": mixed(clean, features_of(classifier, [darken(data, 0.5) for data in others]), 1),
+        "half as bright": mixed(clean, features_of(classifier, [darken(data, 0.5) for data in photographs]), 1),
         "nothing but dogs": mixed(clean, dogs, 1),
     }
     print_table("imagenet", reference, lambda n: pick(clean, n), kinds)
@@ -145,7 +149,8 @@ def print_table(
     alarms = [first_alarm(Window(reference, SIZE), clean(CLEAN_IMAGES)) for _ in range(CLEAN_RUNS)]
     false = [alarm for alarm in alarms if alarm]
     print(f"### {name}: a reference of {sum(reference.histograms['size'].counts):,} images\n")
-    print(f"Clean traffic: an alarm in {len(false)} of {CLEAN_RUNS} runs of {CLEAN_IMAGES:,} images {false or ''}\n")
+    by_feature = Counter(feature for _, features in false for feature in features)
+    print(f"Clean traffic: an alarm in {len(false)} of {CLEAN_RUNS} runs of {CLEAN_IMAGES:,} images {dict(by_feature) or ''}\n")
     print("| what comes from now on | after a start | after a window of clean traffic | noticed first in |\n|---|---|---|---|")
     for kind, traffic in kinds.items():
         fresh = [first_alarm(Window(reference, SIZE), traffic(MAX_IMAGES)) for _ in range(RUNS)]

@@ -2,7 +2,8 @@
 
     python -m benchmarks.overload [--model models/imagenet.onnx] [--image FILE] [--seconds 60] [--deadline-ms 1000]
 
-Starts the service itself. Capacity comes first, by the same client in a closed loop, so that what the client costs is in both.
+Starts the service itself. Capacity comes before and after, by the same client in a closed loop: a machine's speed changes
+within minutes. A flood costs the client more than a closed loop does, on the same cores: what is left of them is told too.
 Then `Retry-After`: behind a backlog of patient requests, one with a short deadline is refused and told when to come back; the
 truth is when such a request is first let in.
 """
@@ -20,6 +21,7 @@ from statistics import median
 
 from app.bench import HttpTarget, closed_loop
 from app.classifier import Classifier
+from app.threads import usable_threads
 from benchmarks.serving.contenders import ROOT, pack_raw
 from benchmarks.serving.measure import Server
 
@@ -27,6 +29,7 @@ CLIENTS = 32
 FACTOR = 3
 BACKLOG_SECONDS = (1.5, 3.0, 6.0)
 SHORT_MS = 200
+CAPACITY_SECONDS = 12
 PORT = 18650
 
 
@@ -79,13 +82,13 @@ async def measure(server: Server, image: bytes, options: argparse.Namespace) -> 
     """All of it, printed as it comes."""
     target = HttpTarget(server.url)
     await closed_loop(target, [image], CLIENTS, 2)
-    base = await closed_loop(target, [image], CLIENTS, 8)
-    capacity, before = base.rate, server.pss_mb()
-    print(f"capacity  {capacity:.1f}/s ({CLIENTS} clients), client {base.cpu / base.seconds:.2f} cores, PSS {before:.0f} MB")
+    base = await closed_loop(target, [image], CLIENTS, CAPACITY_SECONDS)
+    before = server.pss_mb()
+    print(f"capacity  {base.rate:.1f}/s ({CLIENTS} clients), client {base.cpu / base.seconds:.2f} cores, PSS {before:.0f} MB")
     cpu, begun = time.process_time(), time.perf_counter()
     seen = [before]
     memory = asyncio.create_task(_watch(server, seen))
-    outcomes = await flood(target, image, FACTOR * capacity, options.seconds, options.deadline_ms)
+    outcomes = await flood(target, image, FACTOR * base.rate, options.seconds, options.deadline_ms)
     seconds = time.perf_counter() - begun
     memory.cancel()
     accepted = sorted(one.seconds for one in outcomes if one.status in (200, 504))
@@ -95,7 +98,12 @@ async def measure(server: Server, image: bytes, options: argparse.Namespace) -> 
     cores = (time.process_time() - cpu) / seconds
     print(f"flood     {len(outcomes) / seconds:.1f}/s for {seconds:.1f} s, client {cores:.2f} cores")
     print(f"statuses  {statuses}")
-    print(f"goodput   {good / seconds:.1f}/s in time = {good / seconds / capacity:.1%} of capacity")
+    after = await closed_loop(target, [image], CLIENTS, CAPACITY_SECONDS)
+    capacity = (base.rate + after.rate) / 2
+    share = good / seconds / capacity
+    left = (usable_threads() - cores) / (usable_threads() - base.cpu / base.seconds)
+    print(f"capacity  {after.rate:.1f}/s afterwards, {capacity:.1f}/s on average")
+    print(f"goodput   {good / seconds:.1f}/s in time = {share:.1%} of capacity, {share / left:.1%} of what is left of it")
     p99 = accepted[math.ceil(0.99 * len(accepted)) - 1] * 1000
     print(f"accepted  {good / len(accepted):.2%} within {options.deadline_ms:g} ms; p99 {p99:.0f} ms")
     print(f"refused   median {median(refused) * 1000:.1f} ms" if refused else "refused   nobody")

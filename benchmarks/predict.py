@@ -31,7 +31,9 @@ from app.predict import BATCH
 from app.threads import usable_threads
 from benchmarks.machine import processor
 
-Interval = tuple[float, float]  # of time.monotonic, one clock for all processes
+LOOK_SECONDS = 0.5
+
+Interval = tuple[float, float, float]  # begin, end, processor time
 
 
 def main() -> None:
@@ -42,20 +44,23 @@ def main() -> None:
     options = parser.parse_args()
     files = [str(path) for path in sorted(options.folder.rglob("*")) if path.is_file()]
     print(f"{processor()}, {usable_threads()} processes, {options.model.name}, {len(files):,} images", flush=True)
-    shares = []
+    shares, cpu_shares = [], []
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(options.rounds):
-            limit = len(files) / measure_limit(options.model, files)
+            least, least_cpu = measure_limit(options.model, files)
             out = Path(scratch, f"{number}.jsonl")
-            seconds, memory = run(options, out)
-            shares.append(len(files) / seconds / limit)
-            print(f"limit {limit:,.0f}/s, command {len(files) / seconds:,.0f}/s: {shares[-1]:.1%}; PSS {memory}", flush=True)
-        print(f"share of the limit, with start and end: {median(shares):.1%} ({min(shares):.1%}–{max(shares):.1%})")
+            seconds, cpu, memory = run(options, out)
+            shares.append(least / seconds)
+            cpu_shares.append(least_cpu / cpu)
+            rates = f"limit {len(files) / least:,.0f}/s, command {len(files) / seconds:,.0f}/s: {shares[-1]:.1%}"
+            print(f"{rates}; processor time {cpu:.0f} instead of {least_cpu:.0f} s; PSS {memory}", flush=True)
+        for what, found in (("rate", shares), ("processor time", cpu_shares)):
+            print(f"by {what}, with start and end: {median(found):.1%} of the limit ({min(found):.1%}–{max(found):.1%})")
         resume(options, files, whole=Path(scratch, "0.jsonl"), out=Path(scratch, "killed.jsonl"))
 
 
-def measure_limit(model: Path, files: Sequence[str]) -> float:
-    """Seconds from the first process's first image to the last one's last."""
+def measure_limit(model: Path, files: Sequence[str]) -> tuple[float, float]:
+    """Seconds from the first process's first image to the last one's last, and of processor time between."""
     processes = usable_threads()
     context = multiprocessing.get_context("forkserver")
     barrier, results = context.Barrier(processes), context.SimpleQueue()
@@ -68,7 +73,8 @@ def measure_limit(model: Path, files: Sequence[str]) -> float:
     intervals: list[Interval] = [results.get() for _ in crew]
     for process in crew:
         process.join()
-    return max(end for _, end in intervals) - min(begin for begin, _ in intervals)
+    begins, ends, cpu = zip(*intervals, strict=True)
+    return max(ends) - min(begins), sum(cpu)
 
 
 def classify(model: Path, files: Sequence[str], barrier: Barrier, results: "multiprocessing.SimpleQueue[Interval]") -> None:
@@ -76,10 +82,10 @@ def classify(model: Path, files: Sequence[str], barrier: Barrier, results: "mult
     spec = classifier.spec.input
     images = [Path(name).read_bytes() for name in files]
     barrier.wait()
-    begun = time.monotonic()
+    begun, cpu = time.monotonic(), time.process_time()
     for start in range(0, len(images), BATCH):
         classifier(np.stack([fit(decode(image, spec), spec) for image in images[start : start + BATCH]]))
-    results.put((begun, time.monotonic()))
+    results.put((begun, time.monotonic(), time.process_time() - cpu))
 
 
 def command(options: argparse.Namespace, out: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -87,29 +93,31 @@ def command(options: argparse.Namespace, out: Path, *more: str) -> subprocess.Po
     return subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def run(options: argparse.Namespace, out: Path) -> tuple[float, str]:
-    """Seconds, and the memory after a quarter and at the end."""
+def run(options: argparse.Namespace, out: Path) -> tuple[float, float, str]:
+    """Seconds, those of processor time until the last look, and the memory after a quarter and at the end."""
     begun = time.monotonic()
-    process, seen = command(options, out), list[float]()
+    process, seen, cpu = command(options, out), list[float](), 0.0
     while process.poll() is None:
-        seen.append(sum(pss_mb(process.pid)))
+        used = list(usage(process.pid))
+        seen.append(sum(pss for pss, _ in used))
+        cpu = max(cpu, sum(seconds for _, seconds in used))
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
+            process.wait(LOOK_SECONDS)
     assert process.returncode == 0, process.returncode
     later = seen[len(seen) // 4 : -2]
-    return (
-        time.monotonic() - begun,
-        f"{later[0]:,.0f} MB after a quarter, {later[-1]:,.0f} at the end, {max(seen):,.0f} at most",
-    )
+    memory = f"{later[0]:,.0f} MB after a quarter, {later[-1]:,.0f} at the end, {max(seen):,.0f} at most"
+    return time.monotonic() - begun, cpu, memory
 
 
-def pss_mb(session: int) -> Iterator[float]:
-    """Of every process of the session."""
+def usage(session: int) -> Iterator[tuple[float, float]]:
+    """PSS in MB and seconds of processor time of every process of the session."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if os.getsid(int(folder.name)) == session:
                 lines = (folder / "smaps_rollup").read_text().splitlines()
-                yield sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
+                ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+                pss = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
+                yield pss, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
         except (OSError, ProcessLookupError):
             continue  # it ended meanwhile
 

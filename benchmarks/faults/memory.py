@@ -42,7 +42,7 @@ def _failed_allocation(image: bytes) -> str:
 def _in_cgroup(image: bytes) -> str:
     import asyncio
 
-    with _cgroup(LIMIT) as group, service(threads=2, max_pixels=25_000_000) as process:
+    with _cgroup(LIMIT) as group, service(threads=2, max_pixels=25_000_000, request_timeout_ms=60_000) as process:
         (group / "cgroup.procs").write_text(str(process.pid))
         before = status_of(process.pid, "VmRSS")
         outcome = asyncio.run(closed_loop(HttpTarget(process.url), [image], 32, 10))
