@@ -50,8 +50,8 @@ class Connection(HttpToolsProtocol):
             seconds = self._service.limits.timeout_seconds
             error = BodyTimeoutError(f"the request's head did not arrive within {seconds:g} s")
             self._arm(seconds, partial(self._refuse, error))
-        elif self._timer is None and getattr(self.cycle, "response_complete", False):  # refused, and still sending
-            self._arm(KEEP_ALIVE_SECONDS, self.transport.close)
+        elif self._timer is None and getattr(self.cycle, "response_complete", False):  # answered, and its body still comes
+            self._arm(self._service.limits.timeout_seconds, self.transport.close)
 
     def on_message_begin(self) -> None:
         self._in_head = True

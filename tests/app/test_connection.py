@@ -62,6 +62,16 @@ NO_HTTP = {
 }
 
 
+def test_a_body_that_its_answer_did_not_wait_for_is_read_no_longer_than_any_other(service: ServiceProcess) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nthe beginning")
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 404")
+        begun = time.monotonic()
+        connection.sendall(PLAIN)  # to the service more of that body
+        assert connection.recv(2**16) == b""
+        assert time.monotonic() - begun > 0.9 * BODY_TIMEOUT_MS / 1000
+
+
 @pytest.mark.parametrize("kind", NO_HTTP)
 def test_what_is_no_http_is_refused_as_a_problem(service: ServiceProcess, kind: str) -> None:
     with connect(service) as connection:
