@@ -28,6 +28,7 @@ from app.service import Service
 from app.settings import PREFIX, Settings
 
 PATIENCE_SECONDS = 60.0
+IDLE_SECONDS = 30.0  # servers and load balancers close connections that nobody used for a minute
 SEARCH_STEPS = 6  # the rate is found to within 3 % of the fastest
 BUSY_CORES = 0.7  # of this client: beyond it it may be what limits
 MAX_OPEN = 2000  # requests at once: beyond it the service is lost anyway, and file descriptors are few
@@ -83,7 +84,7 @@ class HttpTarget:
         self._address = parts.hostname, parts.port or (443 if self._tls else 80)
         self._path = parts.path.rstrip("/")
         self._head = f"Host: {parts.netloc}\r\n" + (f"X-API-Key: {key}\r\n" if key else "")
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []  # since when
 
     async def __call__(self, image: bytes) -> int:
         """One request to /predict."""
@@ -95,7 +96,7 @@ class HttpTarget:
     async def ask(self, method: str, path: str, body: bytes = b"", more: str = "") -> tuple[int, dict[str, str], bytes]:
         """Status, headers (lower case) and body; `more` are header lines. Raises: OSError, EOFError, ValueError."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address, ssl=self._tls)
+            reader, writer = self._take_idle() or await asyncio.open_connection(*self._address, ssl=self._tls)
             is_kept = False
             try:
                 head = f"{method} {self._path}{path} HTTP/1.1\r\n{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
@@ -107,15 +108,25 @@ class HttpTarget:
                 return int(status.split()[1]), headers, answer
             finally:
                 if is_kept:
-                    self._idle.append((reader, writer))
+                    self._idle.append((reader, writer, time.monotonic()))
                 else:
                     writer.close()
 
+    def _take_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The connection that was used last, unless the server may be about to close it, or has."""
+        while self._idle:
+            reader, writer, since = self._idle.pop()
+            if time.monotonic() - since < IDLE_SECONDS and not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
+
     async def close(self) -> None:
         """Hangs up the connections that are kept."""
-        for _, writer in self._idle:
+        writers = [writer for _, writer, _ in self._idle]
+        for writer in writers:
             writer.close()
-        await asyncio.gather(*(writer.wait_closed() for _, writer in self._idle), return_exceptions=True)
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
         self._idle.clear()
 
 
