@@ -28,6 +28,7 @@ class Connection(HttpToolsProtocol):
     """See the module."""
 
     _in_head = False  # a head has begun and is not whole
+    _in_request = False  # the same of head and body
     _bytes_beside_body = 0  # since the last head or piece of a body
     _timer: asyncio.TimerHandle | None = None
 
@@ -50,11 +51,18 @@ class Connection(HttpToolsProtocol):
             seconds = self._service.limits.timeout_seconds
             error = BodyTimeoutError(f"the request's head did not arrive within {seconds:g} s")
             self._arm(seconds, partial(self._refuse, error))
-        elif self._timer is None and getattr(self.cycle, "response_complete", False):  # answered, and its body still comes
+        elif getattr(self.cycle, "response_complete", False):
+            self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        """More came after an answer, so that uvicorn's timer is off: the body that the answer did not wait for, or its end."""
+        if not self._in_request:
+            self._arm(KEEP_ALIVE_SECONDS, self.transport.close)
+        elif self._timer is None:
             self._arm(self._service.limits.timeout_seconds, self.transport.close)
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        self._in_head = self._in_request = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -72,6 +80,13 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._bytes_beside_body = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_request = False
+        self._end_request()
+
+    def _end_request(self) -> None:
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's signature)
         why = getattr(sys.exception(), "__context__", None)  # what a method here raised: the parser says only that one did

@@ -69,6 +69,8 @@ class PredictProtocol(Connection):
         self._coming = self._read_head()
         if self._coming is None:
             super()._begin_request()
+        else:
+            self.cycle = None  # type: ignore[assignment] # the one before is over
 
     def on_body(self, body: bytes) -> None:
         if self._coming is None:
@@ -77,10 +79,11 @@ class PredictProtocol(Connection):
             self._bytes_beside_body = 0
             self._chunks.append(body)
 
-    def on_message_complete(self) -> None:
+    def _end_request(self) -> None:
         if self._coming is None:
-            super().on_message_complete()
+            super()._end_request()
             return
+        self._disarm()
         top_k, timeout_seconds = self._coming
         image, self._coming = b"".join(self._chunks), None
         self._chunks.clear()
@@ -88,8 +91,8 @@ class PredictProtocol(Connection):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._coming is not None:
-            self.loop.call_later(AT_ONCE_SECONDS, self._take_long_road)
+        if self._coming is not None and self._timer is None:
+            self._arm(AT_ONCE_SECONDS, self._take_long_road)
 
     def shutdown(self) -> None:
         self._take_long_road()

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from app.shortcut import AT_ONCE_SECONDS
+from tests.conftest import BODY_TIMEOUT_MS
 from tests.models import png
 from tests.service import ServiceProcess
 
@@ -40,6 +41,22 @@ def test_an_image_that_comes_in_pieces_is_answered_however_slow_they_are(service
     first, last = request(RED), request(BLUE, "Connection: close")
     pieces = [first[:10], first[10:-20], first[-20:], last]
     assert labels(talk(service, *pieces, pause_seconds=pause_seconds)) == ["red", "blue"]
+
+
+def test_after_an_image_in_two_pieces_the_connection_is_kept_for_longer_than_a_body_may_take(service: ServiceProcess) -> None:
+    image = request(RED)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for pieces in ((image,), (image[:-20], image[-20:]), (image,)):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(AT_ONCE_SECONDS / 20)
+            received = b""
+            while not labels(received):
+                more = connection.recv(2**16)
+                assert more, "the connection was closed"
+                received += more
+            time.sleep(1.1 * BODY_TIMEOUT_MS / 1000)
 
 
 def test_requests_sent_without_waiting_are_answered_in_their_order_by_whichever_road(service: ServiceProcess) -> None:
