@@ -117,7 +117,7 @@ $(DEV): requirements/dev.txt
 
 # Their pins clash with ours (ml-dtypes, protobuf) and with each other (FastAPI), so they only ever talk to the service over HTTP.
 .venv-clients/.installed: requirements/clients.txt
-	$(call install,.venv-clients,--clear,,other people's clients (about 560 MB))
+	$(call install,.venv-clients,--clear,,the clients of other servers (about 560 MB))
 
 .venv-mlserver/.installed: requirements/clients-mlserver.txt
 	$(call install,.venv-mlserver,--clear,,MLServer (about 425 MB))
