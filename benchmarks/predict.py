@@ -29,6 +29,7 @@ from app.classifier import Classifier
 from app.image import decode, fit
 from app.predict import BATCH
 from app.threads import usable_threads
+from benchmarks.faults.proc import cpu_seconds
 from benchmarks.machine import processor
 
 LOOK_SECONDS = 0.5
@@ -115,9 +116,8 @@ def usage(session: int) -> Iterator[tuple[float, float]]:
         try:
             if os.getsid(int(folder.name)) == session:
                 lines = (folder / "smaps_rollup").read_text().splitlines()
-                ticks = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
                 pss = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
-                yield pss, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+                yield pss, cpu_seconds(int(folder.name))
         except (OSError, ProcessLookupError):
             continue  # it ended meanwhile
 

@@ -28,7 +28,7 @@ from PIL import Image
 from app.bench import HttpTarget, Run, closed_loop, open_loop
 from app.classifier import Classifier
 from app.image import decode, fit
-from benchmarks.faults.shared import status_of
+from benchmarks.faults.proc import status_of
 from benchmarks.machine import processor
 from tests.images import raw_png
 from tests.service import ROOT, ServiceProcess, free_ports, serve

@@ -25,7 +25,7 @@ import onnx
 
 from app.bench import HttpTarget
 from app.spec import SPEC_KEY
-from benchmarks.faults.shared import status_of
+from benchmarks.faults.proc import status_of
 from benchmarks.machine import processor
 from tests.service import ServiceProcess, serve
 

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 from benchmarks.faults.__main__ import FAULTS
-from benchmarks.faults.shared import SkippedError
+from benchmarks.faults.proc import SkippedError
 from tests.service import ROOT
 
 ELSEWHERE = {"worker_killed", "session_raises"}  # tests/app/test_workers.py, tests/app/test_engine.py

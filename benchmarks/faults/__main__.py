@@ -11,7 +11,8 @@ import sys
 import time
 from importlib import import_module
 
-from benchmarks.faults.shared import BrokenPromiseError, SkippedError
+from benchmarks.faults.proc import SkippedError
+from benchmarks.faults.shared import BrokenPromiseError
 
 FAULTS = (
     "disk_full",

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.faults.shared import descriptors
+from benchmarks.faults.proc import descriptors, status_of
 from tests.fuzz.__main__ import mutate
 from tests.fuzz.targets import CONTENT_TYPES, seeds
 from tests.service import ROOT, serve
@@ -108,11 +108,6 @@ class Client(threading.Thread):
         self._connection = None
 
 
-def resident_megabytes(pid: int) -> float:
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000)
@@ -135,7 +130,8 @@ def main() -> int:
                 time.sleep(0.1)
             files = descriptors(process.pid)
             bad = sum(one.outcomes["500"] + one.outcomes[HANG] for one in clients)
-            shown = f"{done:8,}  {time.monotonic() - begun:7.0f}  {resident_megabytes(process.pid):11.1f}  {files:10}  {bad:12}"
+            resident = status_of(process.pid, "VmRSS") / 2**20
+            shown = f"{done:8,}  {time.monotonic() - begun:7.0f}  {resident:11.1f}  {files:10}  {bad:12}"
             print(shown, flush=True)
         for one in clients:
             one.join()

@@ -3,7 +3,8 @@
 import resource
 import time
 
-from benchmarks.faults.shared import ask, connect, cpu_seconds, descriptors, expect, probe, seconds_until, service
+from benchmarks.faults.proc import cpu_seconds, descriptors
+from benchmarks.faults.shared import ask, connect, expect, probe, seconds_until, service
 from tests.models import png
 
 PROMISE = "no file descriptor left: connections that are open are answered, no busy loop, well again once some close"

@@ -3,7 +3,8 @@
 import signal
 from pathlib import Path
 
-from benchmarks.faults.shared import SkippedError, expect, expect_all_answered, load, seconds_to_end, service
+from benchmarks.faults.proc import SkippedError
+from benchmarks.faults.shared import expect, expect_all_answered, load, seconds_to_end, service
 from tests.service import free_ports
 
 PROMISE = "disk full under the log: answers go on, SIGTERM still drains"

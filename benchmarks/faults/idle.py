@@ -4,17 +4,8 @@ import resource
 import signal
 from contextlib import ExitStack
 
-from benchmarks.faults.shared import (
-    SkippedError,
-    connect,
-    descriptors,
-    expect_all_answered,
-    load,
-    seconds_to_end,
-    seconds_until,
-    service,
-    status_of,
-)
+from benchmarks.faults.proc import SkippedError, descriptors, status_of
+from benchmarks.faults.shared import connect, expect_all_answered, load, seconds_to_end, seconds_until, service
 
 PROMISE = "10,000 idle connections: the others are answered as before, SIGTERM ends at once"
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from app.bench import HttpTarget, closed_loop
-from benchmarks.faults.shared import SkippedError, ask, expect, probe, service, status_of
+from benchmarks.faults.proc import SkippedError, status_of
+from benchmarks.faults.shared import ask, expect, probe, service
 
 PROMISE = "memory runs out: a failed allocation fails one request; in the manifest's 2 GiB the worst images fit"
 MEBIBYTE = 2**20

@@ -4,7 +4,8 @@ import signal
 import time
 from contextlib import ExitStack
 
-from benchmarks.faults.shared import connect, expect, expect_all_answered, load, seconds_to_end, service, status_of
+from benchmarks.faults.proc import status_of
+from benchmarks.faults.shared import connect, expect, expect_all_answered, load, seconds_to_end, service
 
 PROMISE = "a client stops reading: bounded memory, others do not notice, SIGTERM does not wait for it for ever"
 REQUEST = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"  # the longest answer

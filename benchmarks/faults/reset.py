@@ -3,7 +3,8 @@
 import socket
 import struct
 
-from benchmarks.faults.shared import ask, connect, descriptors, expect, seconds_until, service, status_of
+from benchmarks.faults.proc import descriptors, status_of
+from benchmarks.faults.shared import ask, connect, expect, seconds_until, service
 from tests.models import png
 
 PROMISE = "resets in mid-body: what was held is given back, no descriptor and no memory stay"

@@ -1,4 +1,4 @@
-"""What the faults share: a model, a service that can be broken on order, load, and what the kernel says of a process."""
+"""What the faults share: a model, a service that can be broken on order, and load."""
 
 import asyncio
 import socket
@@ -18,10 +18,6 @@ DIES, HANGS = png((1, 0, 0)), png((2, 0, 0))  # in benchmarks.faults.fragile
 
 class BrokenPromiseError(AssertionError):
     """What the service should bear, it did not."""
-
-
-class SkippedError(Exception):
-    """This machine cannot make the fault."""
 
 
 def expect(is_kept: object, sentence: str) -> None:
@@ -90,22 +86,3 @@ def seconds_to_end(process: ServiceProcess, *codes: int) -> float:
 def connect(process: ServiceProcess) -> socket.socket:
     """A bare connection."""
     return socket.create_connection(("127.0.0.1", process.port), timeout=10)
-
-
-def status_of(pid: int, name: str) -> int:
-    """A number of /proc/PID/status, VmRSS in bytes for example."""
-    if not (file := Path(f"/proc/{pid}/status")).exists():
-        raise SkippedError("reads Linux's /proc")
-    line = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * (1024 if line.endswith("kB") else 1)
-
-
-def descriptors(pid: int) -> int:
-    """How many files and sockets a process holds open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100

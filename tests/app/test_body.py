@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from benchmarks.faults.shared import status_of
+from benchmarks.faults.proc import status_of
 from tests.conftest import BODY_TIMEOUT_MS, MAX_BODY_BYTES, MAX_IMAGES_PER_REQUEST
 from tests.models import png
 from tests.service import ServiceProcess, assert_problem, serve

@@ -13,7 +13,7 @@ import pytest
 from app.errors import UndecodableImageError
 from app.image import decode, fit
 from app.spec import InputSpec
-from benchmarks.faults.shared import status_of
+from benchmarks.faults.proc import status_of
 from tests.hostile import files_in_pieces, largest_images, odd_metadata, polyglots
 from tests.images import raw_tiff
 from tests.models import png
