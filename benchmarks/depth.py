@@ -1,6 +1,6 @@
 """Why deeper plain networks get worse and deeper residual networks do not: the table and curves of docs/training.md.
 
-    python -m benchmarks.depth CIFAR10 --images 20000 --epochs 6 --out docs/images/depth.svg
+    python -m benchmarks.depth CIFAR10 --images 20000 --epochs 6 --out docs/plots/depth.svg
 
 Trains both kinds at 8, 20 and 32 layers on the same images, in the same order, with the same schedule: only the shortcuts
 differ. CIFAR10 is a folder of class folders under train/ and test/. Source: He et al., 2015, figure 6.

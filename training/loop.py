@@ -22,6 +22,7 @@ from training.distributed import ALONE, Processes
 from training.errors import TrainingError
 from training.head import fit_head
 from training.networks import PretrainedNet, Whitening, channels_last
+from training.precision import has_bfloat16, rounded
 from training.progress import Progress, say
 from training.recipes import Recipe
 from training.run_report import Epoch
@@ -55,6 +56,7 @@ class Training:
         self.processes = processes
         self.class_weights: Tensor | None = None
         self.recipe, self.n_classes, self.seed = recipe, n_classes, seed
+        self.bfloat16 = recipe.bfloat16 and has_bfloat16()
         self.network = channels_last(recipe.network.build(recipe.input, n_classes))
         self.averaged = self._average()
         self.optimizer = make_optimizer(self.network, recipe)
@@ -143,13 +145,16 @@ class Training:
         return images.contiguous(memory_format=torch.channels_last), targets
 
     def _step(self, images: Tensor, targets: Tensor) -> float:
+        with rounded(self.bfloat16):
+            logits = self.network(images)
         smoothing = self.recipe.label_smoothing
-        loss = F.cross_entropy(self.network(images), targets, weight=self.class_weights, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), targets, weight=self.class_weights, label_smoothing=smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         by_class = None if targets.is_floating_point() else self.class_weights
         self.processes.mean_gradients(self.network, loss, len(targets) if by_class is None else by_class[targets].sum())
-        self.optimizer.step()
+        with rounded(self.bfloat16):
+            self.optimizer.step()
         self.averaged.update_parameters(self.network)
         value = loss.item()
         if not math.isfinite(value):

@@ -31,6 +31,7 @@ class Recipe:
     mixing: Mixing = field(default_factory=Mixing)
     balanced: bool = False  # every class counts the same, however many images it has
     patience: int | None = None  # epochs without a better one, after which training stops
+    bfloat16: bool = False  # train in it where the processor has instructions for it; see `training.precision`
 
     def settings(self) -> dict[str, Any]:
         """Every value as plain JSON types."""
@@ -111,6 +112,7 @@ RESIDUAL = Recipe(
     average_decay=0.99,
     accept_precision=0.98,
     optimizer="muon",
+    bfloat16=True,
 )
 
 DIGITS_RESIDUAL = replace(
@@ -121,6 +123,7 @@ DIGITS_RESIDUAL = replace(
     peak_learning_rate=RESIDUAL.peak_learning_rate,
     weight_decay=RESIDUAL.weight_decay,
     optimizer=RESIDUAL.optimizer,
+    bfloat16=True,
 )
 
 _RECIPES = {recipe.name: recipe for recipe in (PHOTOS, RESIDUAL, DIGITS, DIGITS_RESIDUAL)}

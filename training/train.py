@@ -33,6 +33,7 @@ from training.loop import Training, train_network
 from training.memory import keep_freed_memory
 from training.model_file import make_goldens, write_model
 from training.networks import count_parameters
+from training.precision import has_bfloat16
 from training.progress import say
 from training.provenance import provenance
 from training.recipes import Recipe
@@ -139,6 +140,7 @@ def _settings(seed: int, recipe: Recipe, data: DataSet) -> str:
         "train": data.train.digest,
         "validation": data.validation.digest,
         "torch": torch.__version__,
+        "bfloat16": recipe.bfloat16 and has_bfloat16(),
     }
     return json.dumps(parts, sort_keys=True)
 

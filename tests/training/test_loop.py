@@ -13,6 +13,7 @@ from training.errors import InputError, TrainingError
 from training.loop import Training, train_network
 from training.networks import AirbenchNet, Whitening
 from training.recipes import DIGITS
+from training.train import _settings
 
 QUICK = replace(DIGITS, epochs=3, batch_size=16)
 
@@ -102,6 +103,34 @@ def test_timing_an_epoch_changes_nothing(images: tuple[Batches, Batches]) -> Non
     before, after = weights_of(untouched), weights_of(training)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not training.optimizer.state
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_bfloat16_is_used_where_the_processor_has_it_and_the_weights_stay_float32(
+    images: tuple[Batches, Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": instructions})
+    recipe = replace(QUICK, network=AirbenchNet((8, 16, 16)), optimizer="muon", peak_learning_rate=0.08, bfloat16=True)
+    training = Training(recipe, 10, 0)
+    seen = set()
+    convolutions = [layer for layer in training.network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    convolutions[0].register_forward_hook(lambda layer, given, made: seen.add(made.dtype) if layer.training else None)
+    train_network(training, *images, Checkpoint(tmp_path / "checkpoint", ""))
+    assert seen == {torch.bfloat16 if instructions else torch.float32}
+    assert {value.dtype for value in weights_of(training).values() if value.is_floating_point()} == {torch.float32}
+    assert training.history[-1].train_loss < training.history[0].train_loss
+
+
+def test_a_machine_that_computes_otherwise_does_not_go_on_with_a_checkpoint(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = read_data_set(digits, DIGITS.input, seed=0)
+    settings = []
+    for instructions in (True, False):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda has=instructions: {"avx512_bf16": has})
+        settings.append([_settings(0, replace(DIGITS, bfloat16=wanted), data) for wanted in (True, False)])
+    assert settings[0][0] != settings[1][0]
+    assert settings[0][1] == settings[1][1]
 
 
 def test_patience_ends_a_training_that_gets_no_better(images: tuple[Batches, Batches], tmp_path: Path) -> None:
