@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from training.track import Tracker
 
 MAX_EPOCHS = 100  # however long the time: more of the same images teaches nothing
 WHITENED_IMAGES = 1000  # enough for 12 variances, in 100 MB
+LATEST_EPOCHS = 3  # which tell how long one takes
 TIMED_SHARE = 0.01  # of the time left, spent on finding out how long a step takes; two steps at least
 
 
@@ -221,12 +223,14 @@ def train_network(
     training.restore(state or training.processes.agree(training.state()))  # all go on as one
     for tracker in training.trackers:
         tracker.epochs(training.history)
-    begun = time.monotonic()
+    ends = [time.monotonic()]
     with Progress(training.recipe.epochs, train.steps(training.recipe.batch_size)) as progress:
         while not training.is_over:
             training.run_epoch(train, validation, progress)
             if state is None and deadline is not None:
-                seconds = (time.monotonic() - begun) / training.epochs_done
+                ends.append(time.monotonic())
+                # One epoch that other programs held up says nothing of the next ones.
+                seconds = statistics.median(end - begin for begin, end in list(pairwise(ends))[-LATEST_EPOCHS:])
                 # The first whole epoch tells more than a few steps; later, more epochs would raise the learning rate again.
                 training.plan(deadline, seconds, at_most=MAX_EPOCHS if training.epochs_done == 1 else training.recipe.epochs)
                 progress.expect(training.recipe.epochs)

@@ -2,6 +2,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,3 +169,27 @@ def test_time_decides_the_epochs_but_something_is_always_trained(images: tuple[B
     assert training.epochs_done == 1
     training.plan(time.monotonic() - 1, seconds_per_epoch=3, at_most=100)
     assert training.recipe.epochs == 1
+
+
+def test_an_epoch_that_something_else_held_up_does_not_cost_the_later_ones(
+    images: tuple[Batches, Batches], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    training = Training(QUICK, 10, 0)
+
+    def start(train: Batches, validation: Batches, deadline: float | None) -> None:
+        assert deadline is not None
+        training._validate(validation)
+        training.plan(deadline, 1.0, at_most=100)
+
+    def run_epoch(*given: object) -> None:
+        nonlocal now
+        training.epochs_done += 1
+        now += 10.0 if training.epochs_done == 5 else 1.0
+
+    monkeypatch.setattr("training.loop.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(training, "start", start)
+    monkeypatch.setattr(training, "run_epoch", run_epoch)
+    train_network(training, *images, Checkpoint(tmp_path / "checkpoint", ""), deadline=50.0)
+    assert training.epochs_done == 41
+    assert now == 50.0
