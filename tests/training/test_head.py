@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from app.classifier import Classifier
 from training.__main__ import main
-from training.backbones import load_backbone
+from training.backbones import Backbone, load_backbone
 from training.batches import Batches, compute_logits
 from training.head import fit_head
 from training.memory import keep_freed_memory
@@ -66,6 +67,37 @@ def test_the_same_features_give_the_same_classifier_whatever_the_seed() -> None:
         fit_head(network, batches(0, 3))
         weights.append(network.classifier.weight.detach().clone())
     assert torch.equal(*weights)
+
+
+class Flat(nn.Module):
+    """A network whose features are the pixels."""
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :, None, None]
+
+
+def test_what_the_network_knows_already_helps_where_images_are_few() -> None:
+    """A hundred faint pictures of two patterns, six to learn each from, and a classifier that tells them among four."""
+    patterns = torch.randn(4, 3 * 8 * 8, generator=torch.Generator().manual_seed(0)).sign()
+
+    def faint(n: int, seed: int) -> Batches:
+        noise = torch.randn(2 * n, patterns.shape[1], generator=torch.Generator().manual_seed(seed))
+        classes = torch.tensor([0] * n + [1] * n)
+        images = 128 + 30 * noise + 9 * patterns[[0] * n + [1] * n]
+        return Batches(images.clamp(0, 255).byte().view(-1, 3, 8, 8), classes)
+
+    def share_right(pretrained: nn.Linear) -> float:
+        network = Backbone(Flat(), nn.Linear(patterns.shape[1], 2), pretrained, (0.5,), (0.1,))
+        fit_head(network, faint(6, seed=1))
+        unseen = faint(50, seed=2)
+        return (compute_logits(network, unseen).argmax(dim=1) == unseen.classes).float().mean().item()
+
+    knows, knows_nothing = nn.Linear(patterns.shape[1], 4), nn.Linear(patterns.shape[1], 4)
+    with torch.no_grad():
+        knows.weight.copy_(patterns / 20)
+        knows_nothing.weight.zero_()
+    assert share_right(knows) > 0.95
+    assert share_right(knows) > share_right(knows_nothing) + 0.05
 
 
 def test_minutes_decide_how_many_epochs_a_photograph_model_gets(
