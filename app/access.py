@@ -5,7 +5,7 @@ its trace in `scope["state"]["trace"]`, a RequestTrace.
 """
 
 import logging
-import os
+import random
 import re
 import time
 from dataclasses import dataclass, field
@@ -36,6 +36,11 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
+def new_request_id() -> str:
+    """128 random bits. Not of the system's generator: each call of that hands the interpreter to another thread."""
+    return f"{random.getrandbits(128):032x}"
+
+
 @dataclass(slots=True)
 class RequestTrace:
     """What is known of one request, filled on its way."""
@@ -55,7 +60,7 @@ class RequestTrace:
         headers = dict(reversed(scope["headers"]))
         given = _REQUEST_ID.fullmatch(headers.get(b"x-request-id", b""))
         trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
-        return cls(given[0].decode() if given else os.urandom(16).hex(), trace[1].decode() if trace else None, headers)
+        return cls(given[0].decode() if given else new_request_id(), trace[1].decode() if trace else None, headers)
 
     def server_timing(self) -> str:
         """The `Server-Timing` header: milliseconds by stage."""

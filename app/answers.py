@@ -8,7 +8,6 @@ from starlette.responses import Response
 
 from app.access import RequestTrace
 from app.classifier import Classifier, name_classes
-from app.classifier import top_k as most_probable
 from app.engine import Answer
 from app.problem import problem_of
 from app.service import Outcome, Service
@@ -37,7 +36,7 @@ def model_ref(classifier: Classifier) -> dict[str, str]:
 
 def result_of(answer: Answer, k: int) -> dict[str, Any]:
     spec = answer.classifier.spec
-    best = most_probable(answer.probabilities, k)
+    best = answer.top(k)
     return {
         "predictions": name_classes(best, spec.labels),
         "accepted": spec.accepts(best[0][1]),

@@ -25,6 +25,7 @@ from app.spec import Golden, ModelSpec
 
 Probabilities = NDArray[np.float32]
 Maps = NDArray[np.float32]
+Ranked = list[tuple[int, float]]  # class index, probability; the most probable first
 Device = Literal["auto", "cpu", "cuda"]
 
 INPUT = "images"
@@ -165,13 +166,14 @@ class Classifier:
             )
 
 
-def top_k(probabilities: Probabilities, k: int) -> list[tuple[int, float]]:
-    """The `k` most probable classes of one row, `(class index, probability)`, most probable first, ties by index."""
-    best = (-probabilities).argsort(kind="stable")[:k]
-    return list(zip(best.tolist(), probabilities.take(best).tolist(), strict=True))
+def top_k(rows: Probabilities, k: int) -> list[Ranked]:
+    """The `k` most probable classes of each row of `(batch, classes)`, most probable first, ties by index."""
+    best = (-rows).argsort(axis=1, kind="stable")[:, :k]
+    values = np.take_along_axis(rows, best, axis=1)
+    return [list(zip(*row, strict=True)) for row in zip(best.tolist(), values.tolist(), strict=True)]
 
 
-def name_classes(best: Sequence[tuple[int, float]], labels: Sequence[str]) -> list[dict[str, Any]]:
+def name_classes(best: Ranked, labels: Sequence[str]) -> list[dict[str, Any]]:
     """What `top_k` found, as it goes over the wire."""
     return [{"label": labels[index], "class_index": index, "probability": round(probability, 7)} for index, probability in best]
 

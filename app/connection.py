@@ -5,14 +5,13 @@ end. Only what does not come in one piece runs a timer.
 """
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from app.access import DEFAULT_HEADERS
+from app.access import DEFAULT_HEADERS, new_request_id
 from app.errors import BodyTimeoutError, ConvServeError, HeadTooLargeError, MalformedRequestError, OverloadedError
 from app.problem import problem_response
 from app.service import Service
@@ -21,6 +20,7 @@ from app.service import Service
 KEEP_ALIVE_SECONDS = 75
 MAX_HEAD_BYTES = 2**16
 MAX_HEADERS = 128
+_DEFAULT_LINES = b"".join(b"%b: %b\r\n" % header for header in DEFAULT_HEADERS)
 MAX_PIPELINED = 64  # requests that wait behind the one that is answered: 8 kB each, from 40 bytes
 
 
@@ -97,16 +97,16 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: ConvServeError) -> None:
         if self.transport.is_closing():
             return
-        request_id = os.urandom(16).hex()
+        request_id = new_request_id()
         reason, response = problem_response(error, request_id, "")
         self._service.metrics.rejected.labels(reason).inc()
-        more = [(b"x-request-id", request_id.encode()), (b"connection", b"close"), *DEFAULT_HEADERS]
+        more = [(b"x-request-id", request_id.encode()), (b"connection", b"close")]
         self._write(response.status_code, [*response.raw_headers, *more], bytes(response.body))
         self.transport.close()
 
     def _write(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         lines = [b"%b: %b\r\n" % header for header in headers]
-        self.transport.write(b"".join((STATUS_LINE[status], *lines, b"\r\n", body)))
+        self.transport.write(b"".join((STATUS_LINE[status], *lines, _DEFAULT_LINES, b"\r\n", body)))
 
     def _arm(self, seconds: float, end: Callable[[], None]) -> None:
         self._disarm()

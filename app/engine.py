@@ -15,11 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from app.classifier import Classifier, Probabilities
+from app.classifier import Classifier, Probabilities, Ranked, top_k
 from app.errors import DeadlineExceededError, DrainingError, OverloadedError
 from app.image import DEFAULT_MAX_PIXELS, Pixels, decode, fit
 from app.metrics import Metrics
@@ -33,6 +33,8 @@ SMOOTHING = 0.1
 
 # An estimate errs: who would just make it by it often expires after having waited, and takes the place of one who would not.
 ADMITTED_SHARE = 0.8
+
+RANKED = 5  # classes that most ask for: ranked for a whole batch, they cost a small model 10 % less than one by one
 
 CLOSE_SECONDS = 5.0  # for what still runs at the end; who waits longer waits for a session that hangs
 
@@ -51,10 +53,29 @@ class Answer:
     batch_size: int
     explain_seconds: float = 0.0
     explanation: dict[str, Any] | None = None  # as it goes over the wire
+    ranked: Ranked = field(default_factory=list)  # the first `RANKED` classes, where its batch was ranked
+
+    def top(self, k: int) -> Ranked:
+        """The `k` most probable classes."""
+        return self.ranked[:k] if k <= len(self.ranked) else top_k(self.probabilities[np.newaxis], k)[0]
 
 
 # Answers encoded bytes by itself; what it is given beside them raises when nobody wants the answer any more.
 Run = Callable[[bytes, Callable[[], None]], Answer]
+
+
+class Slot(Protocol):
+    """Where an image's outcome goes, on the event loop: an asyncio.Future[Answer], or what spares one."""
+
+    def done(self) -> bool:
+        """It has an outcome, or nobody wants one any more."""
+
+    def cancelled(self) -> bool:
+        """Nobody wants one any more."""
+
+    def set_result(self, result: Answer, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +83,7 @@ class _Job:
     data: Source
     deadline: float  # on time.monotonic's clock
     queued_at: float
-    future: asyncio.Future[Answer]
+    slot: Slot
     run: Run | None = None  # instead of decoding and classifying in a batch
     passes: int = 1  # through the network
     mark: Any = None  # the tracer's
@@ -143,15 +164,28 @@ class Engine:
 
         Raises: OverloadedError, DrainingError.
         """
+        futures = [self._loop.create_future() for _ in images]
+        self.submit_into(futures, images, deadline=deadline, run=run, passes=passes)
+        return futures
+
+    def submit_into(
+        self,
+        slots: Sequence[Slot],
+        images: Sequence[Source],
+        *,
+        deadline: float,
+        run: Run | None = None,
+        passes: int = 1,
+    ) -> None:
+        """As `submit`, with a slot for each image."""
         now = time.monotonic()
         mark = self._tracer and self._tracer.mark()
-        jobs = [_Job(data, deadline, now, self._loop.create_future(), run, passes, mark) for data in images]
+        jobs = [_Job(data, deadline, now, slot, run, passes, mark) for data, slot in zip(images, slots, strict=True)]
         with self._wake:
             self._admit(len(jobs), deadline - now, passes)
             self._queue.extend(jobs)
             self._extra_passes += len(jobs) * (passes - 1)
             self._wake.notify(len(jobs))
-        return [job.future for job in jobs]
 
     @property
     def threads(self) -> int:
@@ -175,9 +209,12 @@ class Engine:
 
     def estimated_wait_seconds(self, images: int = 1) -> float:
         """How long the last of `images` that came now would take to be answered."""
+        return self._wait_behind(self.images_in_progress, images)
+
+    def _wait_behind(self, in_progress: int, images: int) -> float:
         if self._seconds_per_image is None:
             return 0.0
-        rounds = (self.images_in_progress + self._extra_passes + images - 1) / len(self._workers) + 1
+        rounds = (in_progress + self._extra_passes + images - 1) / len(self._workers) + 1
         return rounds * self._seconds_per_image
 
     def stalled_seconds(self) -> float:
@@ -192,11 +229,12 @@ class Engine:
             raise DrainingError(
                 "the service is shutting down: send the request again, to another instance", retry_after_seconds=1
             )
-        wait = self.estimated_wait_seconds(images * passes)
-        if self.images_in_progress + images > self._max_queue_size:
-            raise OverloadedError(f"{self.images_in_progress} images are already waiting", retry_after_seconds=wait)
+        in_progress = self.images_in_progress
+        wait = self._wait_behind(in_progress, images * passes)
+        if in_progress + images > self._max_queue_size:
+            raise OverloadedError(f"{in_progress} images are already waiting", retry_after_seconds=wait)
         # A free thread takes it whatever the estimate says: else one slow moment would lock an idle service for good.
-        if wait > ADMITTED_SHARE * seconds_left and self.images_in_progress + images > len(self._workers):
+        if wait > ADMITTED_SHARE * seconds_left and in_progress + images > len(self._workers):
             raise OverloadedError(
                 f"the answer would take about {wait:.2f} s and the deadline is in {max(0.0, seconds_left):.2f} s",
                 retry_after_seconds=wait - ADMITTED_SHARE * seconds_left,
@@ -258,7 +296,7 @@ class Engine:
         if now >= job.deadline:
             outcomes.append((job, DeadlineExceededError("the deadline passed while the image waited")))
             return False
-        if job.future.cancelled():
+        if job.slot.cancelled():
             self._outcomes["abandoned"].inc()
             return False
         return True
@@ -268,7 +306,7 @@ class Engine:
         begun = job.started_at = time.monotonic()
 
         def check() -> None:
-            if time.monotonic() >= job.deadline or job.future.cancelled():
+            if time.monotonic() >= job.deadline or job.slot.cancelled():
                 raise DeadlineExceededError("the deadline passed while the image was explained")
 
         try:
@@ -312,9 +350,9 @@ class Engine:
             return
         seconds = time.monotonic() - begun
         self._batch_size.observe(len(fitted))
-        for (job, _), row in zip(fitted, rows, strict=True):
-            queue_seconds = begun - job.queued_at - job.decode_seconds
-            outcomes.append((job, Answer(self.classifier, row, job.decode_seconds, queue_seconds, seconds, len(fitted))))
+        for (job, _), row, ranked in zip(fitted, rows, top_k(rows, RANKED), strict=True):
+            spent = job.decode_seconds, begun - job.queued_at - job.decode_seconds, seconds
+            outcomes.append((job, Answer(self.classifier, row, *spent, len(fitted), ranked=ranked)))
         if (window := self.classifier.window) is not None:
             window.observe(batch, rows, [job.size for job, _ in fitted])
 
@@ -331,20 +369,20 @@ class Engine:
         classified = 0
         decode_stage, queue_stage, infer_stage = self._stages
         for job, outcome in outcomes:
-            if job.future.done():  # its request ended while it ran
+            if job.slot.done():  # its request ended while it ran
                 expired = time.monotonic() >= job.deadline
                 self._outcomes["expired" if expired else "abandoned"].inc()
                 continue
             if isinstance(outcome, Exception):
                 expired = isinstance(outcome, DeadlineExceededError)
                 self._outcomes["expired" if expired else "failed"].inc()
-                job.future.set_exception(outcome)
+                job.slot.set_exception(outcome)
                 continue
             classified += 1
             decode_stage.observe(outcome.decode_seconds)
             queue_stage.observe(outcome.queue_seconds)
             infer_stage.observe(outcome.infer_seconds)
-            job.future.set_result(outcome)
+            job.slot.set_result(outcome)
             if self.shadow is not None:
                 self.shadow(job.data, outcome)
         self._outcomes["classified"].inc(classified)

@@ -144,7 +144,7 @@ def _results(classifier: Classifier, k: int, batch: Sequence[Pixels]) -> list[Ou
     """One for each image; one that the session fails on gets its error, its neighbours their results."""
     spec = classifier.spec
     try:
-        best = [top_k(row, k) for row in classifier(np.stack(batch))]
+        best = top_k(classifier(np.stack(batch)), k)
     except Exception as error:  # onnxruntime's own exceptions share no base but Exception
         alone = [RequestError(f"the model fails on it: {error}")]
         return [*alone] if len(batch) == 1 else [result for one in batch for result in _results(classifier, k, [one])]

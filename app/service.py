@@ -34,6 +34,9 @@ log = logging.getLogger("convserve")
 Outcome = Answer | BaseException
 
 UNWATCHED_SECONDS = 0.02
+# Of a model under 2 ms: the next batch comes while one is computed. With 32 clients 7,100 images/s, with batches of 32 5,900
+# (2 cores of an AMD EPYC with AVX-512, 2026-11).
+QUICK_BATCH = 12
 
 
 @dataclass(slots=True)
@@ -186,10 +189,10 @@ class Service:
         """Counts what was answered."""
         for image, outcome in zip(images, outcomes, strict=True):
             if isinstance(outcome, Answer):
-                best = int(outcome.probabilities.argmax())
+                [(best, probability)] = outcome.top(1)
                 label = outcome.classifier.spec.labels[best] if best < MAX_LABELS else OTHER_LABEL
                 self.metrics.prediction(label).inc()
-                self.metrics.top_probability.observe(float(outcome.probabilities[best]))
+                self.metrics.top_probability.observe(probability)
                 if self.samples is not None:
                     self.samples.offer(image, outcome.probabilities, outcome.classifier.spec)
 
@@ -220,7 +223,7 @@ def load_engine(settings: Settings, metrics: Metrics, asked: ModelChange, abando
         classifier,
         metrics,
         threads=1 if classifier.is_quick and not settings.threads else threads,
-        max_batch_size=settings.max_batch_size or (32 if classifier.is_quick else 4),
+        max_batch_size=settings.max_batch_size or (QUICK_BATCH if classifier.is_quick else 4),
         max_wait_seconds=settings.max_wait_ms / 1000,
         max_queue_size=settings.max_queue_size,
         max_pixels=settings.max_pixels,

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         default=0, ge=0, le=1024, description="threads that decode and compute; 0 = CPU quota, 1 for models under 2 ms"
     )
     max_batch_size: int | None = Field(
-        default=None, ge=1, le=1024, description="images run together; None = 4, enough on a CPU, or 32 for models under 2 ms"
+        default=None, ge=1, le=1024, description="images run together; None = 4, enough on a CPU, or 12 for models under 2 ms"
     )
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="how long a batch waits to fill; 0 = never wait")
     max_queue_size: int = Field(default=256, ge=1, description="images waiting or running; more are refused with 503")

@@ -6,53 +6,85 @@ that are wrong, take the long road to the route of the same name. The answers ar
 """
 
 import asyncio
+import logging
 import re
 import time
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.access import CLIENT_CLOSED_REQUEST, DEFAULT_HEADERS, Access, RequestTrace, check_key, refuse
+from app.access import CLIENT_CLOSED_REQUEST, Access, RequestTrace, check_key, refuse
 from app.answers import DEFAULT_TOP_K, predict_answer
 from app.body import is_raw
 from app.connection import Connection
-from app.engine import Answer
 from app.errors import ConvServeError, DeadlineExceededError
 from app.problem import problem_response
 from app.service import Outcome
 
+log = logging.getLogger("convserve")
+
 PATH = "/predict"
 AT_ONCE_SECONDS = 0.02
 _TARGET = re.compile(rb"/predict(?:\?top_k=([1-9][0-9]{0,2}))?")
+_LENGTH_LINE = re.compile(rb"\r\ncontent-length: ?([0-9]+)\r\n", re.IGNORECASE)
 _PLAIN_LENGTH = re.compile(rb"[1-9][0-9]{0,5}")
 _PLAIN_MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LONG_ROAD_HEADERS = {b"content-encoding", b"expect", b"origin", b"upgrade"}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Exchange:
-    """A request on the short road; to uvicorn the connection's current cycle."""
+    """A request on the short road: to the engine a slot, to uvicorn the connection's current cycle."""
 
     scope: Scope
     trace: RequestTrace
     top_k: int
     image: bytes
-    error: Exception = field(default_factory=ClientDisconnect)  # why it was cancelled
-    future: asyncio.Future[Answer] | None = None
+    end: Callable[["_Exchange", Outcome], None]
     timer: asyncio.TimerHandle | None = None
     keep_alive: bool = True
     response_complete: bool = False
     disconnected: bool = False
     message_event: ClassVar[asyncio.Event] = asyncio.Event()  # nobody waits for it
 
-    def cancel(self, error: Exception) -> None:
-        if self.future is not None:
-            self.error = error
-            self.future.cancel()
+    def done(self) -> bool:
+        return self.response_complete
+
+    cancelled = done  # to be asked before there is an outcome
+
+    def set_result(self, outcome: Outcome) -> None:
+        """Answers, once."""
+        if not self.response_complete:
+            try:
+                self.end(self, outcome)
+            except Exception:  # the connection's, and not of its neighbours in the batch
+                log.exception("an answer could not be written")
+
+    set_exception = set_result
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownHead:
+    """A head that was read. The next one of its connection is mostly the same, but for the image's length between its parts."""
+
+    before: bytes
+    after: bytes
+    scope: Scope
+    top_k: int
+    timeout_seconds: float
+
+    def image(self, data: bytes) -> bytes | None:
+        """The body of `data` if it is this head and one whole body."""
+        start = len(self.before)
+        end = data.find(b"\r", start, start + 7)
+        if end < 0 or not data.startswith(self.before) or not data.startswith(self.after, end):
+            return None
+        digits, begun = data[start:end], end + len(self.after)
+        return data[begun:] if _PLAIN_LENGTH.fullmatch(digits) and int(digits) == len(data) - begun else None
 
 
 class PredictProtocol(Connection):
@@ -64,6 +96,8 @@ class PredictProtocol(Connection):
         self._coming: tuple[int, float] | None = None  # top_k and deadline of a request whose body comes
         self._chunks: list[bytes] = []
         self._exchange: _Exchange | None = None
+        self._data = b""  # that was received last
+        self._known: _KnownHead | None = None
 
     def _begin_request(self) -> None:
         self._coming = self._read_head()
@@ -87,10 +121,36 @@ class PredictProtocol(Connection):
         top_k, timeout_seconds = self._coming
         image, self._coming = b"".join(self._chunks), None
         self._chunks.clear()
-        self._begin(image, top_k, timeout_seconds)
+        scope: Any = self.scope
+        self._remember(scope, len(image), top_k, timeout_seconds)
+        self._begin(scope, image, top_k, timeout_seconds)
+
+    def _remember(self, scope: Scope, length: int, top_k: int, timeout_seconds: float) -> None:
+        """Keeps the head of a request that came as one piece."""
+        head = self._data[:-length]
+        line = _LENGTH_LINE.search(head)
+        if line is not None and head.find(b"\r\n\r\n") == len(head) - 4 and int(line[1]) == length:
+            before, after = head[: line.start(1)], head[line.end(1) :]
+            self._known = _KnownHead(before, after, {**scope, "state": {}}, top_k, timeout_seconds)
+
+    def _recall(self, data: bytes) -> bytes | None:
+        """The image, if `data` is a request like the last one and the connection waits for one: nothing is left to parse."""
+        last: object = self.cycle
+        is_free = isinstance(last, _Exchange) and last.response_complete and not self._in_request
+        if self._known is None or not is_free or self.flow.write_paused:
+            return None
+        image = self._known.image(data)
+        return image if image is not None and len(image) <= self._service.limits.max_bytes else None
 
     def data_received(self, data: bytes) -> None:
+        if (known := self._known) is not None and (image := self._recall(data)) is not None:
+            self._unset_keepalive_if_required()
+            self._disarm()
+            self._begin({**known.scope, "state": {}}, image, known.top_k, known.timeout_seconds)
+            return
+        self._data = data
         super().data_received(data)
+        self._data = b""
         if self._coming is not None and self._timer is None:
             self._arm(AT_ONCE_SECONDS, self._take_long_road)
 
@@ -101,7 +161,7 @@ class PredictProtocol(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         self._take_long_road()
         if self._exchange is not None:
-            self._exchange.cancel(ClientDisconnect())
+            self._exchange.set_result(ClientDisconnect())
         super().connection_lost(exc)
 
     def _take_long_road(self) -> None:
@@ -147,38 +207,33 @@ class PredictProtocol(Connection):
             and self.client[0] in self.app.trusted_hosts
         )
 
-    def _begin(self, image: bytes, top_k: int, timeout_seconds: float) -> None:
-        scope: Any = self.scope
-        scope |= {"method": "POST", "path": PATH}
+    def _begin(self, scope: Scope, image: bytes, top_k: int, timeout_seconds: float) -> None:
+        scope["method"], scope["path"] = "POST", PATH
         trace = self._access.begin(scope)
         trace.route = PATH
-        self._exchange = self.cycle = exchange = _Exchange(scope, trace, top_k, image)  # type: ignore[assignment]
+        self._exchange = self.cycle = exchange = _Exchange(scope, trace, top_k, image, self._end)  # type: ignore[assignment]
         try:
             check_key(scope, self._service)
             self._service.limits.held.hold(scope, len(image))
-            [future] = self._service.engine.submit([image], deadline=time.monotonic() + timeout_seconds)
+            self._service.engine.submit_into([exchange], [image], deadline=time.monotonic() + timeout_seconds)
         except Exception as error:
             self._end(exchange, error)
             return
         exchange.timer = self.loop.call_later(
-            timeout_seconds, lambda: exchange.cancel(DeadlineExceededError(f"no answer within {timeout_seconds:g} s"))
+            timeout_seconds, lambda: exchange.set_result(DeadlineExceededError(f"no answer within {timeout_seconds:g} s"))
         )
-        exchange.future = future
-        future.add_done_callback(partial(self._settle, exchange))
-
-    def _settle(self, exchange: _Exchange, future: asyncio.Future[Answer]) -> None:
-        if exchange.timer is not None:
-            exchange.timer.cancel()
-        self._end(exchange, exchange.error if future.cancelled() else future.exception() or future.result())
 
     def _end(self, exchange: _Exchange, outcome: Outcome) -> None:
         trace, exchange.response_complete = exchange.trace, True
+        if exchange.timer is not None:
+            exchange.timer.cancel()
         if isinstance(outcome, ClientDisconnect):
             trace.status = CLIENT_CLOSED_REQUEST
         else:
             trace.status, headers, body = self._answer(exchange, outcome)
-            head = (*self.server_state.default_headers, *headers, *DEFAULT_HEADERS, *self._access.headers(trace))
+            head = (*self.server_state.default_headers, *headers, *self._access.headers(trace))
             self._write(trace.status, head, body)
+        exchange.image = b""  # the exchange stays until the next
         self._access.end(exchange.scope, trace)
         if not exchange.keep_alive:
             self.transport.close()

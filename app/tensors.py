@@ -145,7 +145,7 @@ def _output(
     data: Any = rows.ravel()
     tensor = {"name": OUTPUT, "datatype": "FP32", "shape": list(rows.shape)}
     if parameters.classification is not None:
-        best = [top_k(row, parameters.classification) for row in rows]
+        best = top_k(rows, parameters.classification)
         data = [f"{probability:.6f}:{index}:{labels[index]}" for row in best for index, probability in row]
         tensor |= {"datatype": "BYTES", "shape": [len(best), len(best[0])]}
     if not (binary if parameters.binary_data is None else parameters.binary_data):

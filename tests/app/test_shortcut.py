@@ -1,16 +1,19 @@
 """The short road of `POST /predict`: what takes it, and that connections stay in order whichever road a request takes."""
 
+import http.client
 import json
 import re
 import socket
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.shortcut import AT_ONCE_SECONDS
 from tests.conftest import BODY_TIMEOUT_MS
 from tests.models import png
-from tests.service import ServiceProcess
+from tests.service import ServiceProcess, serve
 
 RED, BLUE = png((255, 0, 0)), png((0, 0, 255))
 
@@ -71,6 +74,39 @@ def test_requests_sent_without_waiting_are_answered_in_their_order_by_whichever_
     answers = talk(service, b"".join(requests))
     assert labels(answers) == ["red", "blue", "red", "blue", "red"]
     assert answers.count(b"\r\nx-request-id: ") == len(requests)
+
+
+def test_what_follows_a_request_on_its_connection_is_read_for_what_it_is(colours: Path) -> None:
+    """Heads that differ in the length alone are not parsed anew: whatever else differs must be noticed."""
+    large, image = png((0, 0, 255), size=(300, 200)), png((0, 255, 0), size=(9, 9))
+    with (
+        serve(model=colours, threads=1, max_body_bytes=len(large)) as service,
+        socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection,
+    ):
+
+        def ask(*pieces: bytes) -> tuple[int, dict[str, Any]]:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(AT_ONCE_SECONDS / 20)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return response.status, json.loads(response.read())
+
+        def label(*pieces: bytes) -> str:
+            status, answer = ask(*pieces)
+            assert status == 200
+            return str(answer["predictions"][0]["label"])
+
+        assert [label(request(one)) for one in (RED, BLUE, large, image)] == ["red", "blue", "blue", "green"]
+        assert len(ask(request(RED, target="/predict?top_k=1"))[1]["predictions"]) == 1
+        assert ask(request(RED, "X-Request-ID: other"))[1]["request_id"] == "other"
+        assert ask(request(RED, "X-Request-ID: other"))[1]["request_id"] == "other"
+        assert len({ask(request(RED))[1]["request_id"] for _ in range(3)}) == 3
+        assert label(request(image)[:-30], request(image)[-30:]) == "green"
+        assert label(b"\r\n" + request(BLUE)) == "blue"
+        assert label(request(RED)) == "red"
+        assert ask(request(large + b"x"))[0] == 413
+        assert service.metric("convserve_requests_total", route="/predict", status="200") == 13
 
 
 def test_a_client_that_leaves_at_once_is_noticed_at_once(slow_service: ServiceProcess) -> None:
