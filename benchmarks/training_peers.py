@@ -74,6 +74,8 @@ def run_ours(options: argparse.Namespace) -> Result:
 
 def run_peer(options: argparse.Namespace, script: str) -> Result:
     """Trains by a peer's script, for as many epochs as fit."""
+    # It imports what it needs, so that the trial does not read it from a cold disk.
+    subprocess.run([options.peers, _script(script), "--help"], stdout=subprocess.DEVNULL, check=True)
     trial, ends = _run_epochs(options, script, TRIAL_EPOCHS)
     epoch = ends[-1] - ends[-2]
     rest = trial.seconds - TRIAL_EPOCHS * epoch
@@ -98,13 +100,16 @@ def format_table(results: dict[str, Result], title: str) -> str:
 def _run_epochs(options: argparse.Namespace, script: str, epochs: int) -> tuple[Result, list[float]]:
     """Also tells when each epoch ended."""
     out = options.work / f"{Path(script).stem}-{epochs}"
-    path = Path(__file__).with_name("peers") / script
-    command = [options.peers, path, options.case, options.data, options.scored, out, options.work / "weights.pth"]
+    command = [options.peers, _script(script), options.case, options.data, options.scored, out, options.work / "weights.pth"]
     started = _run([*command, "--epochs", epochs, "--seed", options.seed], out)
     told = json.loads((out / "told.json").read_text())
     seconds = max(file.stat().st_mtime for file in out.glob("model*")) - started
     about = f"{epochs} epochs, {told['versions']}"
     return _judge(np.load(out / "probabilities.npy"), told["files"], told["labels"], seconds, about), told["epoch_ends"]
+
+
+def _script(name: str) -> Path:
+    return Path(__file__).with_name("peers") / name
 
 
 def _judge(probabilities: Array, paths: Sequence[str | Path], labels: Sequence[str], seconds: float, about: str) -> Result:
