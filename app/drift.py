@@ -23,7 +23,7 @@ from app.spec import FEATURES, Reference
 FALSE_ALARMS = 0.001  # of windows in which nothing has changed, over all features together
 MATERIAL_PSI = 0.1  # with many images smaller changes are certain too, and nobody's concern
 MIN_IMAGES = 100  # with fewer, bins are too empty for the distribution above
-PERIOD_SECONDS = 0.005  # per image that is counted: its 25 to 46 µs are then never more than 1 % of a core
+PERIOD_SECONDS = 0.02  # per image that is counted: its 25 to 46 µs are then never more than a quarter of a percent of a core
 SIDE = 32  # places in a row and in a column at which brightness and contrast are measured
 
 Size = tuple[int, int] | None  # width, height of the decoded image; None for pixels that came as such

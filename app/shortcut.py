@@ -21,17 +21,17 @@ from app.access import CLIENT_CLOSED_REQUEST, Access, RequestTrace, check_key, r
 from app.answers import DEFAULT_TOP_K, predict_answer
 from app.body import is_raw
 from app.connection import Connection
-from app.errors import ConvServeError, DeadlineExceededError
+from app.errors import ConvServeError, DeadlineExceededError, OverloadedError
 from app.problem import problem_response
 from app.service import Outcome
 
 log = logging.getLogger("convserve")
 
 PATH = "/predict"
-AT_ONCE_SECONDS = 0.02
+AT_ONCE_SECONDS = 0.05
 _TARGET = re.compile(rb"/predict(?:\?top_k=([1-9][0-9]{0,2}))?")
 _LENGTH_LINE = re.compile(rb"\r\ncontent-length: ?([0-9]+)\r\n", re.IGNORECASE)
-_PLAIN_LENGTH = re.compile(rb"[1-9][0-9]{0,5}")
+_PLAIN_LENGTH = re.compile(rb"[1-9][0-9]{0,7}")
 _PLAIN_MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _LONG_ROAD_HEADERS = {b"content-encoding", b"expect", b"origin", b"upgrade"}
 
@@ -80,7 +80,7 @@ class _KnownHead:
     def image(self, data: bytes) -> bytes | None:
         """The body of `data` if it is this head and one whole body."""
         start = len(self.before)
-        end = data.find(b"\r", start, start + 7)
+        end = data.find(b"\r", start, start + 9)
         if end < 0 or not data.startswith(self.before) or not data.startswith(self.after, end):
             return None
         digits, begun = data[start:end], end + len(self.after)
@@ -109,9 +109,14 @@ class PredictProtocol(Connection):
     def on_body(self, body: bytes) -> None:
         if self._coming is None:
             super().on_body(body)
-        else:
-            self._bytes_beside_body = 0
-            self._chunks.append(body)
+            return
+        self._bytes_beside_body = 0
+        self._chunks.append(body)
+        scope: Any = self.scope
+        try:
+            self._service.limits.held.hold(scope, len(body))
+        except OverloadedError:
+            self._take_long_road()  # where it is refused
 
     def _end_request(self) -> None:
         if self._coming is None:
@@ -122,6 +127,7 @@ class PredictProtocol(Connection):
         image, self._coming = b"".join(self._chunks), None
         self._chunks.clear()
         scope: Any = self.scope
+        self._service.limits.held.release(scope)  # held as a whole from now on
         self._remember(scope, len(image), top_k, timeout_seconds)
         self._begin(scope, image, top_k, timeout_seconds)
 
@@ -169,6 +175,8 @@ class PredictProtocol(Connection):
         if self._coming is not None:
             self._coming = None
             self._disarm()
+            scope: Any = self.scope
+            self._service.limits.held.release(scope)
             super()._begin_request()
             super().on_body(b"".join(self._chunks))
             self._chunks.clear()

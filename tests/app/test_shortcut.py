@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,27 @@ def test_what_follows_a_request_on_its_connection_is_read_for_what_it_is(colours
         assert label(request(RED)) == "red"
         assert ask(request(large + b"x"))[0] == 413
         assert service.metric("convserve_requests_total", route="/predict", status="200") == 13
+
+
+def test_bodies_that_come_at_once_are_held_like_all_others_and_given_back(colours: Path) -> None:
+    """Clients that break off leave nothing; two that send half of what may be held leave no room for a third."""
+    half = RED + bytes(2**19 - len(RED))
+    with serve(model=colours, threads=1, max_body_bytes=2**20, max_queue_bytes=2**20) as service:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", service.port), timeout=30) as broken_off:
+                broken_off.sendall(request(half)[:-1])
+                time.sleep(AT_ONCE_SECONDS / 5)
+        with ExitStack() as stack:
+            connections = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=30)) for _ in range(2)
+            ]
+            for connection in connections:
+                connection.sendall(request(half, "Connection: close")[:-1])
+                time.sleep(AT_ONCE_SECONDS / 5)
+            assert talk(service, request(RED, "Connection: close")).startswith(b"HTTP/1.1 503")
+            for connection in connections:
+                connection.sendall(half[-1:])
+                assert labels(b"".join(iter(lambda: connection.recv(2**16), b""))) == ["red"]  # noqa: B023 (called at once)
 
 
 def test_a_client_that_leaves_at_once_is_noticed_at_once(slow_service: ServiceProcess) -> None:
