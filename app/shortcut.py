@@ -1,8 +1,8 @@
 """The short road of `POST /predict`: the connection itself answers, without ASGI.
 
-Ordinary requests are answered here: a raw image of ordinary size that comes at once, no query or a plain `top_k`, no deadline
-or a plain one. ASGI, FastAPI's routing and validation would take longer than a small model computes. All others, also those
-that are wrong, take the long road to the route of the same name. The answers are the same.
+Ordinary requests are answered here: a raw image that comes at once, no query or a plain `top_k`, no deadline or a plain one.
+ASGI, FastAPI's routing and validation would take longer than a small model computes. All others, also those that are wrong,
+take the long road to the route of the same name. The answers are the same. A head like the one before is not even parsed.
 """
 
 import asyncio
