@@ -3,7 +3,7 @@
     python -m benchmarks.predict MODEL FOLDER [--rounds 3]
 
 Limit: as many processes as the command takes, each with its share of the files in memory; only decode, fit and
-classifier are timed.
+classifier are timed, before and after the command.
 The command is timed from its start to its end. Its memory is watched, and once it is killed in the midst and resumed.
 """
 
@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
@@ -47,10 +47,12 @@ def main() -> None:
     print(f"{processor()}, {usable_threads()} processes, {options.model.name}, {len(files):,} images", flush=True)
     shares, cpu_shares = [], []
     with tempfile.TemporaryDirectory() as scratch:
+        limit = measure_limit(options.model, files)
         for number in range(options.rounds):
-            least, least_cpu = measure_limit(options.model, files)
             out = Path(scratch, f"{number}.jsonl")
             seconds, cpu, memory = run(options, out)
+            before, limit = limit, measure_limit(options.model, files)  # a machine's speed changes from minute to minute
+            least, least_cpu = (mean(pair) for pair in zip(before, limit, strict=True))
             shares.append(least / seconds)
             cpu_shares.append(least_cpu / cpu)
             rates = f"limit {len(files) / least:,.0f}/s, command {len(files) / seconds:,.0f}/s: {shares[-1]:.1%}"
