@@ -123,7 +123,7 @@ def test_the_serving_line_says_what_serves_how(tmp_path: Path) -> None:
         assert line["model"] == "colours 1"
         assert json.loads(line["figures"]) == {"validation": {"n": 10, "accuracy": 0.9, "ece": 0.01}}
         assert (line["provider"], line["threads"], line["classes"]) == ("CPUExecutionProvider", 3, 3)
-        assert line["max_batch_size"] == 32  # its model is quick
+        assert line["max_batch_size"] == 12  # its model is quick
         assert line["address"] == f"127.0.0.1:{process.port}"
 
 

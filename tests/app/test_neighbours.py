@@ -2,6 +2,7 @@
 
 import random
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.board import PERIOD_SECONDS
 from app.classifier import Classifier
 from app.image import decode, fit
 from tests.models import png
@@ -102,4 +104,5 @@ def test_each_client_gets_what_its_images_get_alone(batching: ServiceProcess, co
         list(pool.map(Client.run, clients))
     assert [wrong for client in clients for wrong in client.wrong] == []
     batching.wait_for_metric("convserve_batch_size_count", 20)
+    time.sleep(2 * PERIOD_SECONDS)  # workers tell of each other so late
     assert batching.metric("convserve_batch_size_sum") > batching.metric("convserve_batch_size_count")
