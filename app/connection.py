@@ -20,8 +20,8 @@ from app.service import Service
 KEEP_ALIVE_SECONDS = 75
 MAX_HEAD_BYTES = 2**16
 MAX_HEADERS = 128
-_DEFAULT_LINES = b"".join(b"%b: %b\r\n" % header for header in DEFAULT_HEADERS)
 MAX_PIPELINED = 64  # requests that wait behind the one that is answered: 8 kB each, from 40 bytes
+_DEFAULT_LINES = b"".join(b"%b: %b\r\n" % header for header in DEFAULT_HEADERS)
 
 
 class Connection(HttpToolsProtocol):

@@ -276,7 +276,7 @@ class Engine:
         return self._queue[0].queued_at + self._max_wait_seconds - time.monotonic()
 
     def _run(self, jobs: list[_Job]) -> list[tuple[_Job, Answer | Exception]]:
-        """Never raises: whatever goes wrong is an outcome, and ends in a future."""
+        """Never raises: whatever goes wrong is an outcome, and ends in a slot."""
         begun = time.monotonic()
         outcomes: list[tuple[_Job, Answer | Exception]] = []
         try:
@@ -363,7 +363,7 @@ class Engine:
             self._seconds_per_image = new if old is None else old + SMOOTHING * (new - old)
 
     def _settle(self, outcomes: list[tuple[_Job, Answer | Exception]]) -> None:
-        """On the event loop: ends the futures and counts."""
+        """On the event loop: fills the slots and counts."""
         if self._tracer:
             self._tracer.record(outcomes)
         classified = 0

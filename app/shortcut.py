@@ -139,17 +139,16 @@ class PredictProtocol(Connection):
             before, after = head[: line.start(1)], head[line.end(1) :]
             self._known = _KnownHead(before, after, {**scope, "state": {}}, top_k, timeout_seconds)
 
-    def _recall(self, data: bytes) -> bytes | None:
+    def _recall(self, known: _KnownHead, data: bytes) -> bytes | None:
         """The image, if `data` is a request like the last one and the connection waits for one: nothing is left to parse."""
         last: object = self.cycle
         is_free = isinstance(last, _Exchange) and last.response_complete and not self._in_request
-        if self._known is None or not is_free or self.flow.write_paused:
-            return None
-        image = self._known.image(data)
+        image = known.image(data) if is_free and not self.flow.write_paused else None
         return image if image is not None and len(image) <= self._service.limits.max_bytes else None
 
     def data_received(self, data: bytes) -> None:
-        if (known := self._known) is not None and (image := self._recall(data)) is not None:
+        known = self._known
+        if known is not None and (image := self._recall(known, data)) is not None:
             self._unset_keepalive_if_required()
             self._disarm()
             self._begin({**known.scope, "state": {}}, image, known.top_k, known.timeout_seconds)

@@ -30,9 +30,9 @@ def fit_head(network: nn.Module, train: Batches, class_weights: Tensor | None = 
     assert isinstance(network, Backbone)
     views = [_features(network, processes.share(train), mirror=mirror) for mirror in (False, True)]
     features, mirrored = (processes.gather(view, len(train)) for view in views)
-    chosen = _choose(network, features, train.classes, class_weights)
+    sharpness, decay = _choose(network, features, train.classes, class_weights)
     both, classes = torch.cat([features, mirrored]), train.classes.repeat(2)
-    classifier = _fit(network, both, classes, class_weights, *chosen, ITERATIONS)
+    classifier = _fit(both, classes, class_weights, sharpness * _known(network, both, classes), decay, ITERATIONS)
     network.classifier.load_state_dict(classifier.state_dict())
 
 
@@ -42,32 +42,25 @@ def _choose(network: Backbone, features: Tensor, classes: Tensor, class_weights:
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))[:at_most]
     features, classes = features[order], classes[order]
     fold = torch.arange(len(classes)) % FOLDS
-
-    def loss(candidate: tuple[float, float]) -> float:
-        total = 0.0
-        for held_out in range(FOLDS if len(classes) < CHOICE_IMAGES else 1):
-            seen, unseen = fold != held_out, fold == held_out
-            classifier = _fit(network, features[seen], classes[seen], class_weights, *candidate, CHOICE_ITERATIONS)
+    losses = dict.fromkeys(product(SHARPNESSES, DECAYS), 0.0)
+    for held_out in range(FOLDS if len(classes) < CHOICE_IMAGES else 1):
+        seen, unseen = fold != held_out, fold == held_out
+        known = _known(network, features[seen], classes[seen])
+        for sharpness, decay in losses:
+            classifier = _fit(features[seen], classes[seen], class_weights, sharpness * known, decay, CHOICE_ITERATIONS)
             with torch.no_grad():
                 logits = classifier(features[unseen])
-            total += F.cross_entropy(logits, classes[unseen], class_weights, reduction="sum").item()
-        return total
-
-    return min(product(SHARPNESSES, DECAYS), key=loss)
+            loss = F.cross_entropy(logits, classes[unseen], class_weights, reduction="sum")
+            losses[sharpness, decay] += loss.item()
+    return min(losses, key=losses.__getitem__)
 
 
 def _fit(
-    network: Backbone,
-    features: Tensor,
-    classes: Tensor,
-    class_weights: Tensor | None,
-    sharpness: float,
-    decay: float,
-    iterations: int,
+    features: Tensor, classes: Tensor, class_weights: Tensor | None, known: Tensor, decay: float, iterations: int
 ) -> nn.Linear:
-    """The classifier with the lowest log loss and, weighed by `decay`, the least distance from what is known before."""
-    classifier = nn.Linear(features.shape[1], network.classifier.out_features)
-    known = sharpness * _known(network, features, classes)
+    """The classifier with the lowest log loss and, weighed by `decay`, the least distance from the `known` weights."""
+    n_classes, n_features = known.shape
+    classifier = nn.Linear(n_features, n_classes)
     classifier.weight.data.copy_(known)
     nn.init.zeros_(classifier.bias)
 
