@@ -54,6 +54,11 @@ class RequestTrace:
     stages: dict[str, float] = field(default_factory=dict)  # stage to seconds
     fields: dict[str, object] = field(default_factory=dict)  # further fields of the log line
 
+    def next(self) -> "RequestTrace":
+        """Of a request with the same headers."""
+        given = self.headers.get(b"x-request-id") == self.request_id.encode()
+        return RequestTrace(self.request_id if given else new_request_id(), self.trace_id, self.headers)
+
     @classmethod
     def of(cls, scope: Scope) -> "RequestTrace":
         """Takes the client's `X-Request-ID` if it is a sane one, else makes one; `traceparent` as W3C Trace Context."""
@@ -100,9 +105,9 @@ class Access:
         self._in_progress = 0
         service.metrics.requests_in_progress.set_function(lambda: self._in_progress)
 
-    def begin(self, scope: Scope) -> RequestTrace:
-        """The trace of a new request, from now on also found by `trace_of`."""
-        trace = RequestTrace.of(scope)
+    def begin(self, scope: Scope, last: RequestTrace | None = None) -> RequestTrace:
+        """The trace of a new request, from now on also found by `trace_of`. `last` is of one with the same headers."""
+        trace = last.next() if last else RequestTrace.of(scope)
         scope.setdefault("state", {})["trace"] = trace
         self._in_progress += 1
         return trace

@@ -4,7 +4,8 @@
 
 Batches form naturally: a free thread takes its share of what is queued and never waits, unless `max_wait_seconds` says so.
 Refused with OverloadedError or DrainingError: at once. Expired or abandoned images: dropped unrun. One image's failure is
-its own; its neighbours in the batch get their answers.
+its own; its neighbours in the batch get their answers. What a quick model can be shown within microseconds is decoded on
+the event loop, before it is queued.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ import numpy as np
 
 from app.classifier import Classifier, Probabilities, Ranked, top_k
 from app.errors import DeadlineExceededError, DrainingError, OverloadedError
-from app.image import DEFAULT_MAX_PIXELS, Pixels, decode, fit
+from app.image import DEFAULT_MAX_PIXELS, Pixels, decode, fit, fit_at_once
 from app.metrics import Metrics
 
 Source = bytes | Pixels  # an encoded image, or one that needs no decoding and fitting
@@ -87,8 +88,10 @@ class _Job:
     run: Run | None = None  # instead of decoding and classifying in a batch
     passes: int = 1  # through the network
     mark: Any = None  # the tracer's
+    pixels: Pixels | None = None  # decoded at once
     size: tuple[int, int] | None = None  # width, height of the decoded image
     started_at: float = 0.0
+    decoded_from: float = 0.0
     decode_seconds: float = 0.0
     ran_at: float = 0.0
 
@@ -97,7 +100,6 @@ class _Job:
 class _Worker:
     thread: threading.Thread
     busy_since: float | None = None  # on time.monotonic's clock
-    busy_with: int = field(default=0)  # images
 
 
 class Engine:
@@ -125,6 +127,7 @@ class Engine:
         self._queue: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closed = False
+        self._in_progress = 0  # jobs that wait or run
         self._extra_passes = 0  # of jobs that wait or run, beyond one for each
         self._seconds_per_image: float | None = None  # of one thread, moving average
         self._workers = [self._make_worker(number) for number in range(threads)]
@@ -183,7 +186,12 @@ class Engine:
         jobs = [_Job(data, deadline, now, slot, run, passes, mark) for data, slot in zip(images, slots, strict=True)]
         with self._wake:
             self._admit(len(jobs), deadline - now, passes)
+        if self.classifier.is_quick and run is None:
+            for job in jobs:
+                self._decode_at_once(job)
+        with self._wake:  # meanwhile nobody else was admitted: all come on the event loop
             self._queue.extend(jobs)
+            self._in_progress += len(jobs)
             self._extra_passes += len(jobs) * (passes - 1)
             self._wake.notify(len(jobs))
 
@@ -205,11 +213,11 @@ class Engine:
     @property
     def images_in_progress(self) -> int:
         """Images that wait or run."""
-        return len(self._queue) + sum(worker.busy_with for worker in self._workers)
+        return self._in_progress
 
     def estimated_wait_seconds(self, images: int = 1) -> float:
         """How long the last of `images` that came now would take to be answered."""
-        return self._wait_behind(self.images_in_progress, images)
+        return self._wait_behind(self._in_progress, images)
 
     def _wait_behind(self, in_progress: int, images: int) -> float:
         if self._seconds_per_image is None:
@@ -229,7 +237,7 @@ class Engine:
             raise DrainingError(
                 "the service is shutting down: send the request again, to another instance", retry_after_seconds=1
             )
-        in_progress = self.images_in_progress
+        in_progress = self._in_progress
         wait = self._wait_behind(in_progress, images * passes)
         if in_progress + images > self._max_queue_size:
             raise OverloadedError(f"{in_progress} images are already waiting", retry_after_seconds=wait)
@@ -249,7 +257,8 @@ class Engine:
         while jobs := self._take(worker):
             outcomes = self._run(jobs)
             with self._wake:
-                worker.busy_since, worker.busy_with = None, 0
+                worker.busy_since = None
+                self._in_progress -= len(jobs)
                 self._extra_passes -= sum(job.passes - 1 for job in jobs)
             self._loop.call_soon_threadsafe(self._settle, outcomes)  # last: who is answered is no longer in progress
 
@@ -264,7 +273,7 @@ class Engine:
             jobs = [self._queue.popleft()]
             while len(jobs) < min(share, self._max_batch_size) and not (jobs[0].run or self._queue[0].run):
                 jobs.append(self._queue.popleft())
-            worker.busy_since, worker.busy_with = time.monotonic(), len(jobs)
+            worker.busy_since = time.monotonic()
             return jobs
 
     def _seconds_to_fill(self) -> float | None:
@@ -314,10 +323,23 @@ class Engine:
         except Exception as error:
             return error
 
+    def _decode_at_once(self, job: _Job) -> None:
+        """On the event loop: what holds the interpreter anyway and takes less than to hand it over."""
+        if not isinstance(job.data, bytes):
+            return
+        begun, spec = time.monotonic(), self.classifier.spec.input
+        pixels = fit_at_once(job.data, spec, max_pixels=self._max_pixels)
+        if pixels is not None:
+            job.pixels, job.size = pixels, (spec.width, spec.height)
+            job.decoded_from, job.decode_seconds = begun, time.monotonic() - begun
+
     def _decode(self, job: _Job, outcomes: list[tuple[_Job, Answer | Exception]]) -> Pixels | None:
         job.started_at = time.monotonic()
         if not isinstance(job.data, bytes):
             return job.data
+        if job.pixels is not None:
+            return job.pixels
+        job.decoded_from = job.started_at
         spec = self.classifier.spec.input
         try:
             image = decode(job.data, spec, max_pixels=self._max_pixels)
@@ -327,7 +349,7 @@ class Engine:
             outcomes.append((job, error))
             return None
         finally:
-            job.decode_seconds = time.monotonic() - job.started_at
+            job.decode_seconds = time.monotonic() - job.decoded_from
 
     def _classify(self, fitted: list[tuple[_Job, Pixels]], outcomes: list[tuple[_Job, Answer | Exception]]) -> None:
         """Runs the batch; if that fails, each image alone, so that only the culprit gets the error."""
@@ -337,7 +359,7 @@ class Engine:
         for job, _ in fitted:
             job.ran_at = begun
         try:
-            alone = self.images_in_progress == 1
+            alone = self._in_progress == 1
             batch = np.stack([pixels for _, pixels in fitted])
             rows = self.classifier(batch, alone=alone)
         except Exception as error:

@@ -74,6 +74,7 @@ class _KnownHead:
     before: bytes
     after: bytes
     scope: Scope
+    trace: RequestTrace
     top_k: int
     timeout_seconds: float
 
@@ -128,16 +129,17 @@ class PredictProtocol(Connection):
         self._chunks.clear()
         scope: Any = self.scope
         self._service.limits.held.release(scope)  # held as a whole from now on
-        self._remember(scope, len(image), top_k, timeout_seconds)
-        self._begin(scope, image, top_k, timeout_seconds)
+        trace = self._access.begin(scope)
+        self._remember(scope, trace, len(image), top_k, timeout_seconds)
+        self._begin(scope, trace, image, top_k, timeout_seconds)
 
-    def _remember(self, scope: Scope, length: int, top_k: int, timeout_seconds: float) -> None:
+    def _remember(self, scope: Scope, trace: RequestTrace, length: int, top_k: int, timeout_seconds: float) -> None:
         """Keeps the head of a request that came as one piece."""
         head = self._data[:-length]
         line = _LENGTH_LINE.search(head)
         if line is not None and head.find(b"\r\n\r\n") == len(head) - 4 and int(line[1]) == length:
             before, after = head[: line.start(1)], head[line.end(1) :]
-            self._known = _KnownHead(before, after, {**scope, "state": {}}, top_k, timeout_seconds)
+            self._known = _KnownHead(before, after, {**scope, "state": {}}, trace, top_k, timeout_seconds)
 
     def _recall(self, known: _KnownHead, data: bytes) -> bytes | None:
         """The image, if `data` is a request like the last one and the connection waits for one: nothing is left to parse."""
@@ -151,7 +153,8 @@ class PredictProtocol(Connection):
         if known is not None and (image := self._recall(known, data)) is not None:
             self._unset_keepalive_if_required()
             self._disarm()
-            self._begin({**known.scope, "state": {}}, image, known.top_k, known.timeout_seconds)
+            scope = {**known.scope, "state": {}}
+            self._begin(scope, self._access.begin(scope, known.trace), image, known.top_k, known.timeout_seconds)
             return
         self._data = data
         super().data_received(data)
@@ -214,9 +217,8 @@ class PredictProtocol(Connection):
             and self.client[0] in self.app.trusted_hosts
         )
 
-    def _begin(self, scope: Scope, image: bytes, top_k: int, timeout_seconds: float) -> None:
+    def _begin(self, scope: Scope, trace: RequestTrace, image: bytes, top_k: int, timeout_seconds: float) -> None:
         scope["method"], scope["path"] = "POST", PATH
-        trace = self._access.begin(scope)
         trace.route = PATH
         self._exchange = self.cycle = exchange = _Exchange(scope, trace, top_k, image, self._end)  # type: ignore[assignment]
         try:

@@ -60,11 +60,12 @@ class Tracer:
 
 def _stages(job: _Job, outcome: Answer | Exception, now: float) -> list[tuple[str, float, float]]:
     """Name, begin and end of each, by time.monotonic; an error ended the last."""
-    stages = [("queue", job.queued_at, job.started_at or now)]
+    decoded_at = job.decoded_from + job.decode_seconds
+    stages = [("queue", job.queued_at if job.pixels is None else decoded_at, job.started_at or now)]
     if job.run and job.started_at:
         stages.append(("explain", job.started_at, now))
     if job.decode_seconds:
-        stages.append(("decode", job.started_at, job.started_at + job.decode_seconds))
+        stages.insert(0 if job.pixels is not None else 1, ("decode", job.decoded_from, decoded_at))
     if job.ran_at:
         stages.append(("infer", job.ran_at, job.ran_at + outcome.infer_seconds if isinstance(outcome, Answer) else now))
     return stages

@@ -21,6 +21,7 @@ class FakeClassifier(Classifier):
         self.spec = spec or colour_spec()
         self.sha256 = "0" * 64
         self.window = None
+        self.is_quick = False
         self.seconds_per_image = seconds_per_image
         self.poison: dict[int, BaseException] = {}  # first red to what is raised
         self.gate = threading.Event()  # closed: calls wait

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from app.errors import ConvServeError, TooLargeError, UndecodableImageError, UnsupportedImageError
-from app.image import MAX_RLE_PIXELS, MAX_SCANS, decode, fit, sniff
+from app.image import MAX_RLE_PIXELS, MAX_SCANS, decode, fit, fit_at_once, sniff
 from app.spec import InputSpec
 from tests.images import (
     GREY_PICTURE,
@@ -935,3 +935,31 @@ def test_a_plain_png_with_a_changed_byte_ends_as_by_pillows_reader() -> None:
 def test_a_plain_png_of_too_many_pixels_is_refused() -> None:
     with pytest.raises(TooLargeError):
         decode(encode(np.zeros((30, 30), np.uint8), "PNG"), GREY, max_pixels=899)
+
+
+@pytest.mark.parametrize("spec", [GREY, RGB])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_plain_png_of_the_models_size_is_fitted_at_once_as_it_is_otherwise(spec: InputSpec, channels: int) -> None:
+    levels = np.random.default_rng(3).integers(0, 256, (32, 48, channels), np.uint8)
+    data = encode(levels.squeeze(2) if channels == 1 else levels, "PNG")
+    pixels = fit_at_once(data, spec)
+    assert pixels is not None
+    assert pixels.tolist() == fit(decode(data, spec), spec).tolist()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(np.zeros((48, 32), np.uint8), "PNG"),  # as many pixels
+        encode(np.zeros((64, 48), np.uint8), "PNG"),
+        encode(np.zeros((32, 48), np.uint8), "BMP"),
+        encode(np.zeros((32, 48), np.uint8), "PNG")[:-1],
+        b"",
+    ],
+)
+def test_all_else_is_left_to_a_thread(data: bytes) -> None:
+    assert fit_at_once(data, GREY) is None
+
+
+def test_what_has_more_pixels_than_are_taken_is_left_to_a_thread_which_refuses_it() -> None:
+    assert fit_at_once(encode(np.zeros((32, 48), np.uint8), "PNG"), GREY, max_pixels=32 * 48 - 1) is None

@@ -114,16 +114,18 @@ def test_bodies_that_come_at_once_are_held_like_all_others_and_given_back(colour
     """Clients that break off leave nothing; two that send half of what may be held leave no room for a third."""
     half = RED + bytes(2**19 - len(RED))
     with serve(model=colours, threads=1, max_body_bytes=2**20, max_queue_bytes=2**20) as service:
-        for _ in range(3):
+        for number in range(3):
             with socket.create_connection(("127.0.0.1", service.port), timeout=30) as broken_off:
-                broken_off.sendall(request(half)[:-1])
+                broken_off.sendall(request(half, f"X-Request-ID: broken-off-{number}")[:-1])
                 time.sleep(AT_ONCE_SECONDS / 5)
+            assert service.wait_for_line(request_id=f"broken-off-{number}")["status"] == 499
         with ExitStack() as stack:
             connections = [
                 stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=30)) for _ in range(2)
             ]
             for connection in connections:
                 connection.sendall(request(half, "Connection: close")[:-1])
+            time.sleep(0.2)  # a third that is answered while they arrive would leave no room for the second
             end = time.monotonic() + 10  # until both have arrived
             while not talk(service, request(RED, "Connection: close")).startswith(b"HTTP/1.1 503"):
                 assert time.monotonic() < end
