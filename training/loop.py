@@ -165,8 +165,9 @@ class Training:
 
     def _validate(self, validation: Batches) -> tuple[float, float]:
         """Measures the averaged weights and keeps them if they are the best so far; returns their loss and accuracy."""
-        share = self.processes.share(validation)
-        logits = self.processes.gather(compute_logits(self.averaged.module, share), len(validation))
+        with rounded(self.bfloat16):
+            own = compute_logits(self.averaged.module, self.processes.share(validation)).float()
+        logits = self.processes.gather(own, len(validation))
         loss = F.cross_entropy(logits, validation.classes).item()
         n_correct = int((logits.argmax(dim=1) == validation.classes).sum())
         if self.best is None or self.best.is_beaten_by(n_correct, loss):
