@@ -6,6 +6,7 @@ Any failure on that way raises ModelError with one sentence that names the file.
 """
 
 import hashlib
+import math
 import resource
 import threading
 import time
@@ -38,6 +39,7 @@ OTHER_DIGEST = "its SHA-256 is another than CONVSERVE_MODEL_SHA256 or the reques
 # A model faster than this gains nothing from several threads: per call 0.08 instead of 0.09 ms for digits, without spinning,
 # but 6.6 instead of 11.6 ms for EfficientNet-Lite0 (2 cores, Zen 3, 2026-11); and calls side by side fight for the interpreter.
 QUICK_SECONDS = 0.002
+INSTANT_SECONDS = 0.0005
 # What a file may make its loading take, so that a malicious one is refused and takes nothing down.
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 LOAD_BYTES = 2**30  # and 8 times the file's size
@@ -55,7 +57,7 @@ class Classifier:
         self._session = session
         self._session_alone = session
         self.window: Window | None = None  # of what it answered, to be compared with the spec's reference
-        self.is_quick = False  # computes an image within QUICK_SECONDS
+        self.seconds = math.inf  # that one image takes, where that was measured
         self.spec = spec
         self.sha256 = sha256
 
@@ -96,7 +98,8 @@ class Classifier:
                 _check_signature(session, spec)
                 classifier = cls(session, spec, digest)
                 classifier._prove(run)
-                classifier.is_quick = classifier.provider == CPU and classifier._seconds(run) <= QUICK_SECONDS
+                if classifier.provider == CPU:
+                    classifier.seconds = classifier._measure(run)
                 if threads_alone > threads and classifier.provider == CPU and not classifier.is_quick:
                     options.intra_op_num_threads = threads_alone
                     classifier._session_alone = _open_session(content, device, options)
@@ -115,6 +118,16 @@ class Classifier:
     def provider(self) -> str:
         """The onnxruntime execution provider that really runs the model."""
         return str(self._session.get_providers()[0])
+
+    @property
+    def is_quick(self) -> bool:
+        """One image is computed within `QUICK_SECONDS`."""
+        return self.seconds <= QUICK_SECONDS
+
+    @property
+    def is_instant(self) -> bool:
+        """One image is computed within `INSTANT_SECONDS`."""
+        return self.seconds <= INSTANT_SECONDS
 
     def __call__(self, batch: Pixels, *, alone: bool = False) -> Probabilities:
         """Classifies uint8 `(batch, height, width, channels)`; returns float32 `(batch, classes)`, rows summing to 1."""
@@ -141,7 +154,7 @@ class Classifier:
         for number, golden in enumerate(self.spec.goldens, start=1):
             self._prove_golden(golden, number, alone, run)
 
-    def _seconds(self, run: ort.RunOptions) -> float:
+    def _measure(self, run: ort.RunOptions) -> float:
         """How long one image takes, warm: this thread's own time, which waits for nobody who imports or computes beside it."""
         pixels = np.zeros((1, *self.spec.input.shape), np.uint8)
         begun = time.thread_time()

@@ -5,7 +5,7 @@
 Batches form naturally: a free thread takes its share of what is queued and never waits, unless `max_wait_seconds` says so.
 Refused with OverloadedError or DrainingError: at once. Expired or abandoned images: dropped unrun. One image's failure is
 its own; its neighbours in the batch get their answers. What a quick model can be shown within microseconds is decoded on
-the event loop, before it is queued.
+the event loop, before it is queued, and an instant model runs there too where a thread would gain nothing.
 """
 
 import asyncio
@@ -115,6 +115,7 @@ class Engine:
         max_wait_seconds: float = 0.0,
         max_queue_size: int = 256,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        shares_cores: bool = False,  # with other engines, so that a thread beside the event loop gains nothing
     ) -> None:
         self.classifier = classifier
         self._batch_size = metrics.batch_size
@@ -124,8 +125,11 @@ class Engine:
         self._max_wait_seconds = max_wait_seconds
         self._max_queue_size = max_queue_size
         self._max_pixels = max_pixels
+        self._shares_cores = shares_cores
         self._queue: deque[_Job] = deque()
+        self._here: deque[_Job] = deque()  # what the event loop runs
         self._wake = threading.Condition()
+        self._warm = False  # the threads have seen an image
         self._closed = False
         self._in_progress = 0  # jobs that wait or run
         self._extra_passes = 0  # of jobs that wait or run, beyond one for each
@@ -143,6 +147,7 @@ class Engine:
         golden = self.classifier.spec.goldens[0].data
         images = min(len(self._workers), self._max_queue_size)
         await asyncio.gather(*self.submit([golden] * images, deadline=math.inf))
+        self._warm = True
 
     async def close(self) -> None:
         """Refuses new images, finishes those accepted and ends the threads, but not one that hangs."""
@@ -150,6 +155,8 @@ class Engine:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+        while self._here:
+            await asyncio.sleep(0)
         for worker in self._workers:
             if worker.thread.ident is not None:
                 await asyncio.to_thread(worker.thread.join, max(0.0, end - time.monotonic()))
@@ -186,14 +193,20 @@ class Engine:
         jobs = [_Job(data, deadline, now, slot, run, passes, mark) for data, slot in zip(images, slots, strict=True)]
         with self._wake:
             self._admit(len(jobs), deadline - now, passes)
-        if self.classifier.is_quick and run is None:
+        if self.classifier.is_quick and run is None and self._warm:
             for job in jobs:
                 self._decode_at_once(job)
+        here = self._compute_here(jobs)
         with self._wake:  # meanwhile nobody else was admitted: all come on the event loop
-            self._queue.extend(jobs)
             self._in_progress += len(jobs)
             self._extra_passes += len(jobs) * (passes - 1)
-            self._wake.notify(len(jobs))
+            if not here:
+                self._queue.extend(jobs)
+                self._wake.notify(len(jobs))
+        if here:
+            if not self._here:
+                self._loop.call_soon(self._run_here)
+            self._here.extend(jobs)
 
     @property
     def threads(self) -> int:
@@ -247,6 +260,20 @@ class Engine:
                 f"the answer would take about {wait:.2f} s and the deadline is in {max(0.0, seconds_left):.2f} s",
                 retry_after_seconds=wait - ADMITTED_SHARE * seconds_left,
             )
+
+    def _compute_here(self, jobs: Sequence[_Job]) -> bool:
+        """The event loop itself runs an instant model, which takes less than a thread's help, on what is decoded already."""
+        may = self.classifier.is_instant and not self._max_wait_seconds and (self._shares_cores or not self._in_progress)
+        return may and all(job.pixels is not None for job in jobs)
+
+    def _run_here(self) -> None:
+        jobs = [self._here.popleft() for _ in range(min(len(self._here), self._max_batch_size))]
+        if self._here:
+            self._loop.call_soon(self._run_here)  # others come in between
+        outcomes = self._run(jobs)
+        with self._wake:
+            self._in_progress -= len(jobs)
+        self._settle(outcomes)
 
     def _make_worker(self, number: int) -> _Worker:
         thread = threading.Thread(target=lambda: self._work(worker), name=f"engine-{number}", daemon=True)

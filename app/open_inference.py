@@ -36,12 +36,12 @@ ModelMetadata = create_model(
 )
 
 
-def _check_name(service: ServiceDependency, name: Annotated[str, Path()]) -> None:
+async def _check_name(service: ServiceDependency, name: Annotated[str, Path()]) -> None:
     if name != service.classifier.spec.name:
         raise UnknownModelError(f"there is no model {name} here: the one model is {service.classifier.spec.name}")
 
 
-def _check_version(service: ServiceDependency, version: Annotated[str, Path()]) -> None:
+async def _check_version(service: ServiceDependency, version: Annotated[str, Path()]) -> None:
     if version != service.classifier.spec.version:
         raise UnknownModelError(f"there is no version {version} here: the one version is {service.classifier.spec.version}")
 
@@ -122,8 +122,10 @@ async def infer(
 ) -> Response:
     """Probabilities of all images; if one of them fails, the request fails and the error names its index."""
     body = await read_body(request, service.limits)
-    _check_name(service, request.path_params["name"])  # again: while the body came, another model may have taken its place
-    _check_version(service, request.path_params.get("version", service.classifier.spec.version))
+    await _check_name(
+        service, request.path_params["name"]
+    )  # again: while the body came, another model may have taken its place
+    await _check_version(service, request.path_params.get("version", service.classifier.spec.version))
     spec, max_images = service.classifier.spec.input, service.limits.max_images
     max_lists = 1000 + max_images * spec.height * (spec.width + 1)  # with every pixel in a list of its own
     asked, binary = read_request(body, inference_header_content_length, max_lists=max_lists)

@@ -32,15 +32,19 @@ from app.service import Service
 MAX_TOP_K = 1000
 
 
-def _service(request: Request) -> Service:
+# Dependencies are async: else FastAPI asks a thread, which costs more than they do, and may not start where memory is short.
+async def _service(request: Request) -> Service:
     service = request.state.service
     assert isinstance(service, Service)
     return service
 
 
+ServiceDependency = Annotated[Service, Depends(_service)]
+
+
 def _asks_key(*kinds: str) -> Any:
-    async def check(request: Request) -> None:
-        if (service := _service(request)).settings.api_keys_for in kinds:
+    async def check(request: Request, service: ServiceDependency) -> None:
+        if service.settings.api_keys_for in kinds:
             check_key(request.scope, service)
 
     return Depends(check)
@@ -50,17 +54,16 @@ def _asks_key(*kinds: str) -> Any:
 MODEL_KEY, METRICS_KEY, PROBE_KEY = _asks_key("model", "metrics", "all"), _asks_key("metrics", "all"), _asks_key("all")
 
 
-def _timeout_seconds(
-    request: Request,
+async def _timeout_seconds(
+    service: ServiceDependency,
     x_request_timeout_ms: Annotated[
         float | None,
         Header(gt=0, allow_inf_nan=False, description="deadline, capped at CONVSERVE_REQUEST_TIMEOUT_MS"),
     ] = None,
 ) -> float:
-    return _service(request).timeout_seconds(x_request_timeout_ms)
+    return service.timeout_seconds(x_request_timeout_ms)
 
 
-ServiceDependency = Annotated[Service, Depends(_service)]
 TimeoutDependency = Annotated[float, Depends(_timeout_seconds)]
 TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="how many classes to answer, at most all the model has")]
 

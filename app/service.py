@@ -227,6 +227,7 @@ def load_engine(settings: Settings, metrics: Metrics, asked: ModelChange, abando
         max_wait_seconds=settings.max_wait_ms / 1000,
         max_queue_size=settings.max_queue_size,
         max_pixels=settings.max_pixels,
+        shares_cores=settings.workers > 1,
     )
 
 

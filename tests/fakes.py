@@ -1,6 +1,7 @@
 """Small stand-ins for what cannot be had on order: a classifier that is slow, blocked or broken at will."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import MutableMapping
@@ -21,7 +22,7 @@ class FakeClassifier(Classifier):
         self.spec = spec or colour_spec()
         self.sha256 = "0" * 64
         self.window = None
-        self.is_quick = False
+        self.seconds = math.inf
         self.seconds_per_image = seconds_per_image
         self.poison: dict[int, BaseException] = {}  # first red to what is raised
         self.gate = threading.Event()  # closed: calls wait
@@ -29,6 +30,7 @@ class FakeClassifier(Classifier):
         self.seen: list[int] = []  # first red of every image that came, also of failed batches
         self.batches: list[int] = []
         self.alone: list[bool] = []  # which of them were told to be alone
+        self.threads: list[threading.Thread] = []  # that called it
 
     @property
     def provider(self) -> str:
@@ -37,6 +39,7 @@ class FakeClassifier(Classifier):
     def __call__(self, batch: Pixels, *, alone: bool = False) -> Probabilities:
         """One-hot rows."""
         self.alone.append(alone)
+        self.threads.append(threading.current_thread())
         reds = [int(red) for red in batch[:, 0, 0, 0]]
         self.batches.append(len(batch))
         self.seen += reds

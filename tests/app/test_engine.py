@@ -3,8 +3,10 @@
 import asyncio
 import math
 import random
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,8 +51,9 @@ def test_concurrent_clients_get_what_each_image_gets_alone(colours: Path, seed: 
         return await ends(engine.submit(images, deadline=soon()))
 
     async def scenario() -> list[list[Answer | BaseException]]:
-        options = {"threads": chance.choice([1, 2, 3]), "max_batch_size": chance.choice([2, 4, 16])}
-        async with running(classifier, max_wait_seconds=chance.choice([0, 0.005]), **options) as engine:
+        options: dict[str, Any] = {"threads": chance.choice([1, 2, 3]), "max_batch_size": chance.choice([2, 4, 16])}
+        options |= {"max_wait_seconds": chance.choice([0, 0.005]), "shares_cores": chance.choice([False, True])}
+        async with running(classifier, **options) as engine:
             return await asyncio.gather(*[ask(engine, images) for images in requests])
 
     for images, outcomes in zip(requests, asyncio.run(scenario()), strict=True):
@@ -60,6 +63,57 @@ def test_concurrent_clients_get_what_each_image_gets_alone(colours: Path, seed: 
                 assert outcome.probabilities.tolist() == pytest.approx(expected, abs=1e-5)
             else:
                 assert type(outcome) is expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "on_the_loop"),
+    [
+        (0, {}, [True, False]),  # a thread helps who comes while the first is in progress
+        (0, {"shares_cores": True}, [True, True]),
+        (0, {"shares_cores": True, "max_wait_seconds": 0.001}, [False, False]),
+        (0.001, {"shares_cores": True}, [False, False]),
+    ],
+)
+def test_an_instant_model_runs_on_the_event_loop_where_a_thread_would_gain_nothing(
+    seconds: float, options: dict[str, Any], on_the_loop: list[bool]
+) -> None:
+    async def scenario() -> list[bool]:
+        fake = FakeClassifier()
+        async with running(fake, max_batch_size=1, **options) as engine:
+            fake.seconds = seconds
+            fake.threads.clear()
+            both = [*engine.submit([image(0)], deadline=soon()), *engine.submit([image(1)], deadline=soon())]
+            outcomes = await ends(both)
+            assert [outcome.probabilities.argmax() for outcome in outcomes if isinstance(outcome, Answer)] == [0, 1]
+            assert engine.images_in_progress == 0
+            return [thread is threading.main_thread() for thread in fake.threads]
+
+    assert sorted(asyncio.run(scenario())) == sorted(on_the_loop)
+
+
+def test_what_a_thread_must_decode_is_run_there_too() -> None:
+    async def scenario() -> list[bool]:
+        fake = FakeClassifier()
+        async with running(fake, shares_cores=True) as engine:
+            fake.seconds = 0
+            fake.threads.clear()
+            await ends(engine.submit([png(np.zeros((20, 20, 3), np.uint8))], deadline=soon()))
+            return [thread is threading.main_thread() for thread in fake.threads]
+
+    assert asyncio.run(scenario()) == [False]
+
+
+def test_closing_finishes_what_the_event_loop_was_to_run() -> None:
+    async def scenario() -> list[Answer | BaseException]:
+        fake = FakeClassifier()
+        async with running(fake, shares_cores=True, max_batch_size=2) as engine:
+            fake.seconds = 0
+            futures = engine.submit([image(red) for red in range(9)], deadline=soon())
+            await engine.close()
+            assert all(future.done() for future in futures)
+            return await ends(futures)
+
+    assert [type(outcome) for outcome in asyncio.run(scenario())] == [Answer] * 9
 
 
 def test_a_session_that_fails_on_one_image_fails_for_that_image_alone() -> None:
