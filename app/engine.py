@@ -220,8 +220,8 @@ class Engine:
 
     @property
     def queue_depth(self) -> int:
-        """Images that wait for a thread."""
-        return len(self._queue)
+        """Images that wait for a thread, or for the event loop to run them."""
+        return len(self._queue) + len(self._here)
 
     @property
     def images_in_progress(self) -> int:
@@ -262,7 +262,7 @@ class Engine:
             )
 
     def _compute_here(self, jobs: Sequence[_Job]) -> bool:
-        """The event loop itself runs an instant model, which takes less than a thread's help, on what is decoded already."""
+        """Whether the event loop runs them: an instant model, images that are decoded, and a thread would gain nothing."""
         may = self.classifier.is_instant and not self._max_wait_seconds and (self._shares_cores or not self._in_progress)
         return may and all(job.pixels is not None for job in jobs)
 

@@ -122,9 +122,8 @@ async def infer(
 ) -> Response:
     """Probabilities of all images; if one of them fails, the request fails and the error names its index."""
     body = await read_body(request, service.limits)
-    await _check_name(
-        service, request.path_params["name"]
-    )  # again: while the body came, another model may have taken its place
+    # Again: while the body came, another model may have taken its place.
+    await _check_name(service, request.path_params["name"])
     await _check_version(service, request.path_params.get("version", service.classifier.spec.version))
     spec, max_images = service.classifier.spec.input, service.limits.max_images
     max_lists = 1000 + max_images * spec.height * (spec.width + 1)  # with every pixel in a list of its own
