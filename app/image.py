@@ -202,8 +202,9 @@ def _decode_plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
     header, width, height, colour, header_check, body, pixels, check = found.groups()
     size = int.from_bytes(width), int.from_bytes(height)
     whole = int.from_bytes(data[33:37]) == len(pixels)
-    sound = zlib.crc32(header) == int.from_bytes(header_check) and zlib.crc32(body) == int.from_bytes(check)
-    if not whole or not sound or not 0 < size[0] * size[1] <= max_pixels:
+    if not whole or not 0 < size[0] * size[1] <= max_pixels:
+        return None
+    if zlib.crc32(header) != int.from_bytes(header_check) or zlib.crc32(body) != int.from_bytes(check):
         return None
     mode = "RGB" if colour == b"\x02" else "L"
     try:
