@@ -152,7 +152,7 @@ PEERS = (
         pack=pack_form("images"),
         read=read_peer,
         settings={
-            "imagenet": (_set(2, 1, 4, service="Batching"), _set(1, 2, service="Single")),
+            "imagenet": (_set(1, 2, 4, service="Batching"), _set(1, 2, service="Single")),
             "digits": (_set(2, 1, 16, service="Batching"), _set(1, 1, service="Single")),
         },
         variables={"BENTOML_DO_NOT_TRACK": "True"},
