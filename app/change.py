@@ -4,7 +4,6 @@ What cannot be loaded or proven, or disagrees in shadow, changes nothing: it is 
 """
 
 import asyncio
-import ctypes
 import logging
 import random
 from contextlib import suppress
@@ -16,6 +15,7 @@ from app.classifier import Classifier
 from app.engine import Answer, Source
 from app.errors import ModelError
 from app.image import decode, fit
+from app.memory import give_back_memory
 from app.schemas import ModelChange
 from app.service import Service, load_engine
 
@@ -46,7 +46,7 @@ async def change(service: Service, asked: ModelChange, *, for_all: bool = True) 
             if asked.shadow:
                 await _run_in_shadow(service, model, asked)
             await service.serve(engine)
-            await asyncio.to_thread(_give_back_memory)
+            await asyncio.to_thread(give_back_memory)
         except Exception as error:
             service.metrics.model_loads.labels("refused").inc()
             log.error("the model stays as it is: %s", error)
@@ -56,12 +56,6 @@ async def change(service: Service, asked: ModelChange, *, for_all: bool = True) 
         if for_all and service.board is not None:
             service.decision = ModelChange(path=asked.path, sha256=model.sha256).model_dump_json().encode()
             service.board.write(service.decision, decision=True)
-
-
-def _give_back_memory() -> None:
-    """What the old model held goes back to the system; libc would keep it (after six changes 181 MB instead of 126)."""
-    with suppress(OSError, AttributeError):  # another libc than glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 async def _run_in_shadow(service: Service, model: Classifier, asked: ModelChange) -> None:

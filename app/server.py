@@ -16,6 +16,7 @@ from app.answers import PROBES
 from app.change import follow
 from app.connection import KEEP_ALIVE_SECONDS
 from app.errors import SettingsError
+from app.memory import give_back_memory
 from app.service import Service
 from app.shortcut import PredictProtocol
 
@@ -78,6 +79,7 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Says that it serves when the engine is warm and the port listens, not before."""
         await self._service.engine.start()
+        give_back_memory()  # of loading
         self._background = [asyncio.create_task(one(self._service)) for one in (Service.keep_posting, follow)]
         self.lifespan.state.update(service=self._service, access=self._app.access)
         await super().startup(sockets)

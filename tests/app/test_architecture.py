@@ -20,6 +20,7 @@ LAYERS = (
     "image",
     "classifier",
     "threads",
+    "memory",
     "settings",
     "metrics",
     "cache",
