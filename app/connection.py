@@ -1,10 +1,11 @@
 """A connection as uvicorn reads it, within bounds that uvicorn does not set; its refusals are problem+json as all others.
 
 A request's head must come whole within `CONVSERVE_BODY_TIMEOUT_MS`, and nothing beside bodies (trailers, say) grows without
-end. Only what does not come in one piece runs a timer.
+end. Only what does not come in one piece runs a timer. Connections do not take the last file descriptors.
 """
 
 import asyncio
+import resource
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,6 +22,9 @@ KEEP_ALIVE_SECONDS = 75
 MAX_HEAD_BYTES = 2**16
 MAX_HEADERS = 128
 MAX_PIPELINED = 64  # requests that wait behind the one that is answered: 8 kB each, from 40 bytes
+# File descriptors that no connection gets: the engine and the log need some, and libuv, once it has none, asks for the
+# connection that it cannot accept again and again, with a whole core.
+SPARE_DESCRIPTORS = 16
 _DEFAULT_LINES = b"".join(b"%b: %b\r\n" % header for header in DEFAULT_HEADERS)
 
 
@@ -36,6 +40,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._service: Service = self.app_state["service"]
         self._arm(KEEP_ALIVE_SECONDS, transport.close)
+        if _is_one_too_many(transport):
+            self._refuse(OverloadedError("there are as many connections as the service can hold", retry_after_seconds=1))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -116,3 +122,10 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_one_too_many(transport: asyncio.Transport) -> bool:
+    """By its file descriptor: each is the lowest that is free."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptor: int = transport.get_extra_info("socket").fileno()
+    return limit != resource.RLIM_INFINITY and descriptor >= limit - SPARE_DESCRIPTORS
