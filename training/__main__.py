@@ -115,7 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weights", help="of a timm network: hub (its own, downloaded; the default), pip, or a file")
     train.add_argument("--depth", type=int, help="of seed: stages; of residual: layers, one of 8, 14, 20, 26, 32, …")
     train.add_argument("--width", type=int, help="of seed and residual: channels of the first stage; the next ones double")
+    train.add_argument("--mirrored", action="store_true", help="let a timm network look at the mirror image too: twice as slow")
     train.add_argument("--size", type=int, help="side of the network's images in pixels (default: the recipe's)")
+    train.add_argument(
+        "--resize", choices=("stretch", "crop", "pad"), help="how a picture comes to that (default: the recipe's)"
+    )
     train.add_argument("--balanced", action="store_true", help="let every class count the same, however few its images")
     train.add_argument("--patience", type=int, help="stop after so many epochs without a better one")
     train.add_argument("--epochs", type=int, help="passes over the images (default: the recipe's)")

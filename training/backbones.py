@@ -24,7 +24,10 @@ LITE0_MEAN, LITE0_STD = 127 / 255, 128 / 255  # Source: Google's tpu repository,
 
 
 class Backbone(nn.Module):
-    """A network in three parts. `mean` and `std` are per channel, of images in 0…1; `pretrained` is its own classifier."""
+    """A network in three parts. `mean` and `std` are per channel, of images in 0…1; `pretrained` is its own classifier.
+
+    `mirrored`: outside training the features are the mean of those of the image and of its mirror image, mirrored back.
+    """
 
     mean: Tensor
     std: Tensor
@@ -36,10 +39,13 @@ class Backbone(nn.Module):
         pretrained: nn.Linear,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        *,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.classifier = classifier
+        self.mirrored = mirrored
         self._pretrained = (pretrained,)  # in a tuple, torch does not find it: it is neither trained nor saved
         self.register_buffer("mean", _per_channel(mean))
         self.register_buffer("std", _per_channel(std))
@@ -59,8 +65,11 @@ class Backbone(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """float32 `(batch, 3, height, width)` in 0…1 → `(batch, features, h, w)`."""
+        images = (images - self.mean) / self.std
         forward_features = cast(Any, self.network).forward_features
-        features: Tensor = forward_features((images - self.mean) / self.std)
+        features: Tensor = forward_features(images)
+        if self.mirrored and not self.training:
+            features = (features + forward_features(images.flip(3)).flip(3)) / 2
         return features
 
     def pool(self, features: Tensor) -> Tensor:
@@ -73,7 +82,7 @@ class Backbone(nn.Module):
         return logits
 
 
-def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str = "pip") -> Backbone:
+def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str = "pip", mirrored: bool = False) -> Backbone:
     """The timm network `name` in evaluation mode, with pretrained weights.
 
     `classes` None keeps the classifier the weights came with; a number puts a new, untrained one in its place.
@@ -93,7 +102,7 @@ def load_backbone(name: str = LITE0, *, classes: int | None = None, weights: str
     network.reset_classifier(0)
     config = network.pretrained_cfg
     mean, std = ((LITE0_MEAN,), (LITE0_STD,)) if weights == "pip" else (config["mean"], config["std"])
-    return Backbone(network, classifier, pretrained, mean, std).eval()
+    return Backbone(network, classifier, pretrained, mean, std, mirrored=mirrored).eval()
 
 
 def check_name(name: str) -> None:

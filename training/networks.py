@@ -173,6 +173,7 @@ class PretrainedNet:
 
     name: str
     weights: str  # pip, hub, or a file of them
+    mirrored: bool = False  # answers with the mean over an image and its mirror image
 
     def build(self, spec: InputSpec, n_classes: int) -> nn.Module:
         """The module: float32 `(batch, 3, height, width)` in 0…1 → logits `(batch, classes)`."""
@@ -184,7 +185,7 @@ class PretrainedNet:
         check_name(self.name)
         if spec.channels != 3:
             raise InputError(f"{self.name} takes RGB images: choose a recipe for those")
-        return load_backbone(self.name, classes=n_classes, weights=self.weights)
+        return load_backbone(self.name, classes=n_classes, weights=self.weights, mirrored=self.mirrored)
 
 
 Network = PlainNet | ResidualNet | AirbenchNet | PretrainedNet

@@ -137,10 +137,12 @@ class Changes:
     epochs: int | None = None
     patience: int | None = None
     size: int | None = None  # pixels, of both sides
+    resize: Literal["stretch", "crop", "pad"] | None = None
     network: str | None = None
     depth: int | None = None
     width: int | None = None
     weights: str | None = None
+    mirrored: bool = False
     balanced: bool = False
 
 
@@ -156,14 +158,18 @@ def find_recipe(name: str, changes: Changes = Changes()) -> Recipe:
         if value is not None and value < 1:
             raise InputError(f"--{option} must be at least 1, not {value}")
     recipe = _RECIPES[name]
-    sides = {} if changes.size is None else {"height": changes.size, "width": changes.size}
+    network = choose_network(recipe.network, changes.network, depth=changes.depth, width=changes.width, weights=changes.weights)
+    if changes.mirrored and not isinstance(network, PretrainedNet):
+        raise InputError(f"--mirrored is for timm's networks, not for {network.name}")
+    if isinstance(network, PretrainedNet):
+        network = replace(network, mirrored=changes.mirrored)
+    asked = {"height": changes.size, "width": changes.size, "resize": changes.resize}
+    spec = recipe.input.model_copy(update={name: value for name, value in asked.items() if value is not None})
     return replace(
         recipe,
         epochs=changes.epochs or recipe.epochs,
         patience=changes.patience,
         balanced=changes.balanced,
-        input=recipe.input.model_copy(update=sides),
-        network=choose_network(
-            recipe.network, changes.network, depth=changes.depth, width=changes.width, weights=changes.weights
-        ),
+        input=spec,
+        network=network,
     )

@@ -36,7 +36,8 @@ class Server:
             time.sleep(0.1)
         inherited = {key: one for key, one in os.environ.items() if not key.startswith(("CONVSERVE_", "OPENBLAS_"))}
         self._started = time.perf_counter()
-        environment = {**inherited, **variables, name: value}
+        # Else onnxruntime's threads for Microsoft's telemetry would be measured with the peers; here it is always off.
+        environment = {"ORT_DISABLE_TELEMETRY": "1", **inherited, **variables, name: value}
         with log.open("ab") as out:
             self._process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True

@@ -43,6 +43,16 @@ def test_a_new_classifier_sits_on_the_same_features(lite0: Backbone) -> None:
     assert network(images).shape == (2, 5)
 
 
+def test_a_mirrored_network_answers_an_image_and_its_mirror_image_alike_except_while_it_is_trained(lite0: Backbone) -> None:
+    network = load_backbone(mirrored=True)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        mean = (lite0(images) + lite0(images.flip(3))) / 2
+        torch.testing.assert_close(network(images), mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(network.features(images.flip(3)).flip(3), network.features(images))
+        assert torch.equal(network.train()(images), lite0(images))
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_come_from_a_file(tmp_path: Path, suffix: str) -> None:
     network, path = timm.create_model(SMALL).eval(), tmp_path / f"weights{suffix}"

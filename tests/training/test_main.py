@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from training.__main__ import main
+from training.networks import PretrainedNet
 from training.recipe_names import RECIPE_NAMES
-from training.recipes import find_recipe
+from training.recipes import Changes, find_recipe
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -33,6 +34,13 @@ def test_help_says_what_goes_in_and_what_comes_out(capsys: pytest.CaptureFixture
 
 def test_every_recipe_that_help_names_exists() -> None:
     assert [find_recipe(name).name for name in RECIPE_NAMES] == list(RECIPE_NAMES)
+
+
+def test_a_recipe_is_changed_as_asked() -> None:
+    photos = find_recipe("photos", Changes(size=128, resize="stretch", mirrored=True))
+    assert (photos.input.height, photos.input.width, photos.input.resize) == (128, 128, "stretch")
+    assert isinstance(photos.network, PretrainedNet)
+    assert photos.network.mirrored
 
 
 def test_data_that_cannot_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +95,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         (["--network", "residual", "--width", "7"], "--width of residual must be at least 8, not 7"),
         (["--network", "residual", "--depth", "9"], "--depth of residual must be one of 8, 14, 20, 26, 32, …, not 9"),
         (["--network", "residual", "--weights", "pip"], "--weights is for timm's networks"),
+        (["--mirrored"], "--mirrored is for timm's networks, not for seed"),
         (["--depth", "9"], "the input is too small for 9 stages"),
         (["--size", "0"], "--size must be at least 1, not 0"),
         (["--patience", "0"], "--patience must be at least 1, not 0"),
