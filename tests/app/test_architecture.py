@@ -96,7 +96,12 @@ def test_no_file_imports_what_only_training_needs(name: str) -> None:
 def test_settings_alone_read_the_environment(name: str) -> None:
     attributes = {node.attr for node in ast.walk(tree_of(name)) if isinstance(node, ast.Attribute)}
     imported = {dotted.rpartition(".")[2] for dotted in imports(tree_of(name))}
-    assert name == "settings" or not (attributes | imported) & {"environ", "environb", "getenv"}
+    assert name in {"settings", "__init__"} or not (attributes | imported) & {"environ", "environb", "getenv"}
+
+
+def test_the_packages_init_only_sets_a_variable() -> None:
+    uses = [ast.unparse(node.func) for node in ast.walk(tree_of("__init__")) if isinstance(node, ast.Call)]
+    assert uses == ["os.environ.setdefault"]
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.training.conftest import ROOT
 
-ALLOWED = {"app.spec", "app.image", "app.classifier", "app.drift", "app.errors", "app.samples"}
+ALLOWED = {"app", "app.spec", "app.image", "app.classifier", "app.drift", "app.errors", "app.samples"}
 
 
 def imports(path: Path) -> Iterator[str]:
