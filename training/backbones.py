@@ -7,6 +7,7 @@ is one product of features and classifier weights. The default needs no network:
 """
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import InputError, refusing
+from training.networks import mirrored_mean
 
 # tf_: padding as in TensorFlow, which these weights were trained with.
 LITE0 = "tf_efficientnet_lite0"
@@ -66,11 +68,10 @@ class Backbone(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """float32 `(batch, 3, height, width)` in 0…1 → `(batch, features, h, w)`."""
         images = (images - self.mean) / self.std
-        forward_features = cast(Any, self.network).forward_features
-        features: Tensor = forward_features(images)
+        forward_features: Callable[[Tensor], Tensor] = cast(Any, self.network).forward_features
         if self.mirrored and not self.training:
-            features = (features + forward_features(images.flip(3)).flip(3)) / 2
-        return features
+            return mirrored_mean(forward_features, images)
+        return forward_features(images)
 
     def pool(self, features: Tensor) -> Tensor:
         """`(batch, features, h, w)` → `(batch, features)`."""

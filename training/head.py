@@ -28,10 +28,10 @@ def fit_head(network: nn.Module, train: Batches, class_weights: Tensor | None = 
     A convex problem: the same features give the same classifier, whatever the seed.
     """
     assert isinstance(network, Backbone)
-    views = [_features(network, processes.share(train), mirror=mirror) for mirror in (False, True)]
-    features, mirrored = (processes.gather(view, len(train)) for view in views)
-    sharpness, decay = _choose(network, features, train.classes, class_weights)
-    both, classes = torch.cat([features, mirrored]), train.classes.repeat(2)
+    mirrors = (False,) if network.mirrored else (False, True)  # a mirrored network says the same of both
+    views = [processes.gather(_features(network, processes.share(train), mirror=mirror), len(train)) for mirror in mirrors]
+    sharpness, decay = _choose(network, views[0], train.classes, class_weights)
+    both, classes = torch.cat(views), train.classes.repeat(len(views))
     classifier = _fit(both, classes, class_weights, sharpness * _known(network, both, classes), decay, ITERATIONS)
     network.classifier.load_state_dict(classifier.state_dict())
 

@@ -1,5 +1,6 @@
 """The networks: float images in, logits out. Scaling, temperature and softmax are added by `training.graph`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
@@ -151,8 +152,12 @@ class Mirrored(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """As the features are."""
-        features: Tensor = self.features(images)
-        return features if self.training else (features + self.features(images.flip(3)).flip(3)) / 2
+        return self.features(images) if self.training else mirrored_mean(self.features, images)
+
+
+def mirrored_mean(features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The mean of an image's `features` and of its mirror image's, mirrored back; `(batch, channels, h, w)` both."""
+    return (features(images) + features(images.flip(3)).flip(3)) / 2
 
 
 class Shortcut(nn.Module):
@@ -214,11 +219,13 @@ MIN_WIDTH = 8  # with 4, 5 or 6 channels, torch 2.14 crashes in the gradient of 
 NETWORKS = (PlainNet.name, ResidualNet.name, AirbenchNet.name)  # beside those of timm
 
 
-def choose_network(now: Network, name: str | None, *, depth: int | None, width: int | None, weights: str | None) -> Network:
+def choose_network(
+    now: Network, name: str | None, *, depth: int | None, width: int | None, weights: str | None, mirrored: bool = False
+) -> Network:
     """The network called `name`, None for the kind of `now`, as deep and wide as asked.
 
     seed: `depth` counts its stages, residual: its layers (6 · blocks + 2); `width` is the channels of the first stage, which
-    double from stage to stage. Any other name is timm's, with `weights` as `training.backbones` takes them.
+    double from stage to stage. Any other name is timm's, with `weights` as `training.backbones` takes them, `mirrored` or not.
 
     Raises: InputError.
     """
@@ -227,9 +234,11 @@ def choose_network(now: Network, name: str | None, *, depth: int | None, width: 
         if depth or width:
             raise InputError(f"--depth and --width are for {', '.join(NETWORKS)}: timm's networks have theirs in their names")
         old = now if isinstance(now, PretrainedNet) and now.name == name else None
-        return PretrainedNet(name, weights or (old.weights if old else "hub"))
+        return PretrainedNet(name, weights or (old.weights if old else "hub"), mirrored)
     if weights:
         raise InputError(f"--weights is for timm's networks: {name} begins untrained")
+    if mirrored:
+        raise InputError(f"--mirrored is for timm's networks, not for {name}")
     if name == PlainNet.name:
         seed = now if isinstance(now, PlainNet) else PlainNet((32, 64, 128), hidden=128)
         return replace(seed, widths=_doubling(seed.widths, depth or len(seed.widths), width))

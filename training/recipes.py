@@ -158,18 +158,19 @@ def find_recipe(name: str, changes: Changes = Changes()) -> Recipe:
         if value is not None and value < 1:
             raise InputError(f"--{option} must be at least 1, not {value}")
     recipe = _RECIPES[name]
-    network = choose_network(recipe.network, changes.network, depth=changes.depth, width=changes.width, weights=changes.weights)
-    if changes.mirrored and not isinstance(network, PretrainedNet):
-        raise InputError(f"--mirrored is for timm's networks, not for {network.name}")
-    if isinstance(network, PretrainedNet):
-        network = replace(network, mirrored=changes.mirrored)
     asked = {"height": changes.size, "width": changes.size, "resize": changes.resize}
-    spec = recipe.input.model_copy(update={name: value for name, value in asked.items() if value is not None})
     return replace(
         recipe,
         epochs=changes.epochs or recipe.epochs,
         patience=changes.patience,
         balanced=changes.balanced,
-        input=spec,
-        network=network,
+        input=recipe.input.model_copy(update={name: value for name, value in asked.items() if value is not None}),
+        network=choose_network(
+            recipe.network,
+            changes.network,
+            depth=changes.depth,
+            width=changes.width,
+            weights=changes.weights,
+            mirrored=changes.mirrored,
+        ),
     )

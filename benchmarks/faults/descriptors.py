@@ -4,7 +4,7 @@ import resource
 import select
 import socket
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import httpx
 
@@ -27,7 +27,7 @@ def run(*, short: bool) -> str:
         limit = descriptors(process.pid) + CONNECTIONS + SPARE_DESCRIPTORS
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
         with ExitStack() as idle:
-            sockets = [idle.enter_context(closing(connect(process))) for _ in range(2 * CONNECTIONS)]
+            sockets = [idle.enter_context(connect(process)) for _ in range(2 * CONNECTIONS)]
             seconds_until(lambda: len(_told(sockets)) >= CONNECTIONS - A_FEW, 10)
             expect(all(one.recv(12) == b"HTTP/1.1 503" for one in _told(sockets)), "who cannot be heard is not told so")
             expect(descriptors(process.pid) < limit, "connections took the last descriptors")
